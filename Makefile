@@ -1,0 +1,62 @@
+# vlaopt: `make demo` and `make test` do all set-up themselves, in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+RECIPE ?= recipes/edge-vla/cpu.yaml
+OUTPUT ?= artifacts
+EPISODES ?= 25
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check fix eval train-reference bench clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+(-<recipe>)?:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@echo "  make build-<recipe>     Build one recipe, such as build-edge-vla/cpu"
+
+# torch comes first: asked for by another package, it would bring the newest build with several GB of CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[build,cpu,rtx,sim,dev]'
+	touch $@
+
+setup: $(STAMP) ## Make .venv with everything
+
+demo: $(STAMP) ## Build the shipped policy for this CPU: checkpoint to checked, measured artifact
+	$(BIN)/vlaopt build recipes/edge-vla/cpu.yaml --output $(OUTPUT)
+
+build-%: $(STAMP)
+	$(BIN)/vlaopt build recipes/$*.yaml --output $(OUTPUT)
+
+test: $(STAMP) ## Run the tests (not the slow ones)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+
+test-slow: $(STAMP) ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP) ## Format, lint, types, floors, meta tests: under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/meta -n 2
+
+fix: $(STAMP) ## Format and mend what can be mended by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+eval: $(STAMP) ## Closed-loop success of the checkpoint and of the built artifact (EPISODES=25 per task)
+	$(BIN)/vlaopt eval recipes/edge-vla/checkpoint --episodes $(EPISODES)
+	$(BIN)/vlaopt eval "$$($(BIN)/vlaopt build $(RECIPE) --output $(OUTPUT) | tail -n 1)" --episodes $(EPISODES)
+
+bench: $(STAMP) ## Measure the built artifact at the control rate
+	$(BIN)/vlaopt bench "$$($(BIN)/vlaopt build $(RECIPE) --output $(OUTPUT) | tail -n 1)"
+
+train-reference: $(STAMP) ## Train the shipped policy again, and record its calibration sets
+	$(BIN)/python scripts/train_reference.py
+
+clean: ## Remove what was built here (not the store)
+	rm -rf artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

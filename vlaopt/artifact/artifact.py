@@ -1,0 +1,188 @@
+"""An artifact on disk: opened with every check, read once per file, written whole or not at all."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from vlaopt.artifact.manifest import FILE_NAME, SIZE_LIMIT, EngineEntry, FileEntry, Finish, Manifest, Role, decode
+from vlaopt.artifact.policy_spec import PolicySpec
+from vlaopt.errors import InputError
+from vlaopt.files import read_file, staged_directory, write_file
+from vlaopt.hashing import canonical_json, digest_bytes
+from vlaopt.recipe.model import SCHEMA as RECIPE_SCHEMA
+from vlaopt.recipe.model import Recipe
+
+SPEC_PATH = "policy/spec.json"
+REBUILD = "build the artifact again, or copy it again from where it was built"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An immutable directory with a manifest. `id` is the SHA-256 of the manifest's bytes."""
+
+    path: Path
+    manifest: Manifest
+    id: str
+
+    @classmethod
+    def open(cls, path: str | Path) -> Artifact:
+        """Open the artifact at `path` and check that its files are exactly the listed ones, with the listed sizes.
+
+        Raises InputError for anything missing, extra, linked or of another size. Contents are hashed on `read`.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise InputError("no such artifact directory", where=str(path))
+        if not (folder / FILE_NAME).is_file():
+            raise InputError("not an artifact: it has no manifest.json", where=str(path), hint="give the directory that `vlaopt build` printed")
+        data = read_file(folder / FILE_NAME, limit=SIZE_LIMIT)
+        artifact = cls(folder, decode(data, where=str(folder / FILE_NAME)), digest_bytes(data))
+        artifact._check_exact_set()
+        return artifact
+
+    @classmethod
+    def from_manifest(cls, path: Path, manifest: Manifest) -> Artifact:
+        """The files at `path` under another manifest, one that is not written yet."""
+        return cls(path, manifest, digest_bytes(manifest.encode()))
+
+    def _check_exact_set(self) -> None:
+        listed = {entry.path: entry.size for entry in self.manifest.files}
+        found: dict[str, int] = {}
+        for path in self.path.rglob("*"):
+            info = path.lstat()
+            if stat.S_ISDIR(info.st_mode):
+                continue
+            name = path.relative_to(self.path).as_posix()
+            if not stat.S_ISREG(info.st_mode):
+                raise InputError(f"{name} is a link or a device, not a plain file", where=str(self.path), hint=REBUILD)
+            found[name] = info.st_size
+        found.pop(FILE_NAME, None)
+        for name in sorted(listed.keys() - found.keys()):
+            raise InputError(f"{name} is missing", where=str(self.path), hint=REBUILD)
+        for name in sorted(found.keys() - listed.keys()):
+            raise InputError(f"{name} is not listed in the manifest", where=str(self.path), hint="remove it, or " + REBUILD)
+        for name, size in listed.items():
+            if found[name] != size:
+                raise InputError(f"{name} has {found[name]} bytes, {size} listed", where=str(self.path), hint=REBUILD)
+
+    def entry(self, path: str) -> FileEntry:
+        """The manifest's line for `path`. Raises InputError when the artifact has no such file."""
+        for entry in self.manifest.files:
+            if entry.path == path:
+                return entry
+        raise InputError(f"the artifact has no {path}", where=str(self.path))
+
+    def has(self, path: str) -> bool:
+        """Whether the manifest lists `path`."""
+        return any(entry.path == path for entry in self.manifest.files)
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a listed file, read once and checked against its SHA-256. Use these bytes, not the file."""
+        entry = self.entry(path)
+        data = read_file(self.path / path, limit=entry.size)
+        if digest_bytes(data) != entry.sha256:
+            raise InputError(f"{path} was changed after it was written: its digest differs", where=str(self.path), hint=REBUILD)
+        return data
+
+    def check(self) -> None:
+        """Read every file and compare its digest. Raises InputError for the first that differs."""
+        for entry in self.manifest.files:
+            self.read(entry.path)
+
+    def spec(self) -> PolicySpec:
+        """The PolicySpec."""
+        try:
+            return PolicySpec.model_validate_json(self.read(SPEC_PATH))
+        except ValidationError as error:
+            raise InputError(f"{SPEC_PATH}: {error.errors()[0]['msg']}", where=str(self.path)) from error
+
+    def recipe(self) -> Recipe:
+        """The recipe the artifact was built by. Its paths mean nothing away from the recipe's own folder."""
+        fields = {"schema": RECIPE_SCHEMA, "name": self.manifest.name, "version": self.manifest.version}
+        try:
+            return Recipe.model_validate({**self.manifest.recipe, **fields, "path": self.path / FILE_NAME})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{FILE_NAME}: recipe.{place}: {first['msg']}", where=str(self.path)) from error
+
+    def size(self, *roles: Role) -> int:
+        """Bytes of the files of these roles."""
+        return sum(entry.size for entry in self.manifest.by_role(*roles))
+
+    @property
+    def version(self) -> str:
+        """`<recipe version>+<first twelve digits of the id>`."""
+        return f"{self.manifest.version}+{self.id[:12]}"
+
+
+@dataclass
+class Draft:
+    """An artifact being written into a staging directory."""
+
+    folder: Path
+    entries: dict[str, FileEntry] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    engine: EngineEntry | None = None
+    finish: Finish | None = None
+
+    def write(self, path: str, data: bytes, role: Role) -> None:
+        """Add one file, in the place of one of the same path."""
+        self.entries[path] = FileEntry(path=path, role=role, size=len(data), sha256=digest_bytes(data))
+        write_file(self.folder / path, data)
+
+    def write_json(self, path: str, value: BaseModel | Mapping[str, Any], role: Role) -> None:
+        """Add one file of canonical JSON."""
+        plain = value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
+        self.write(path, canonical_json(plain), role)
+
+    def carry(self, source: Artifact, *roles: Role) -> None:
+        """Take over the files of `roles` from `source`, with its metrics; each is hashed on the way."""
+        for entry in source.manifest.by_role(*roles):
+            self.write(entry.path, source.read(entry.path), entry.role)
+        self.metrics = {**source.manifest.metrics, **self.metrics}
+        if "engine" in roles:
+            self.engine, self.finish = source.manifest.engine, source.manifest.finish
+
+    def remove(self, path: str) -> None:
+        """Drop one file that was written before."""
+        del self.entries[path]
+        (self.folder / path).unlink()
+
+
+@contextmanager
+def drafted(final: Path) -> Iterator[Draft]:
+    """A draft that becomes the artifact directory `final`, or nothing at all; see `staged_directory`."""
+    with staged_directory(final) as folder:
+        draft = Draft(folder)
+        yield draft
+        if not (folder / FILE_NAME).is_file():
+            raise AssertionError("a draft was published without a manifest")
+
+
+def finish(draft: Draft, **fields: Any) -> Manifest:
+    """Write the manifest, last. `fields` are those of Manifest that a draft does not hold."""
+    files = tuple(draft.entries[path] for path in sorted(draft.entries))
+    manifest = Manifest(files=files, metrics=draft.metrics, engine=draft.engine, finish=draft.finish, **fields)
+    write_file(draft.folder / FILE_NAME, manifest.encode())
+    return manifest
+
+
+def copy(artifact: Artifact, final: Path) -> Artifact:
+    """A byte-for-byte copy of `artifact` at `final`, every file checked on the way. An equal one there is kept."""
+    with staged_directory(final) as folder:
+        for entry in artifact.manifest.files:
+            write_file(folder / entry.path, artifact.read(entry.path))
+        write_file(folder / FILE_NAME, artifact.manifest.encode())
+    copied = Artifact.open(final)
+    if copied.id != artifact.id:
+        raise InputError("another artifact lies there", where=str(final), hint="give another --output")
+    return copied
+

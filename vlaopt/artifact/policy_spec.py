@@ -1,0 +1,157 @@
+"""PolicySpec: a policy as data. Components, the loop over them, noise, chunk and processors; no code, no weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA = "vlaopt.policy/1"
+
+
+class Spec(BaseModel):
+    """Common rules: unknown keys refused, values frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TensorSpec(Spec):
+    """A named tensor: numpy dtype name and shape; a string in the shape is a named dynamic dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Component(Spec):
+    """One separately compiled piece of the policy. Tensors meet by name: an output feeds every input called the same."""
+
+    kind: Literal["single", "vision", "prefix", "step", "state", "head", "decode"]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class SingleLoop(Spec):
+    """Every component once, in order."""
+
+    kind: Literal["single"] = "single"
+
+
+class EulerLoop(Spec):
+    """Flow matching: components before `step` once, then `step` `steps` times from time `start` to `end`.
+
+    x ← x + dt · velocity with x accumulated in float32, dt = (end − start) / steps, t = start + k · dt for step k.
+    """
+
+    kind: Literal["euler"] = "euler"
+    steps: int = Field(ge=1)
+    start: float
+    end: float
+    step: str
+    state_input: str
+    time_input: str
+    velocity_output: str
+
+
+Loop = Annotated[SingleLoop | EulerLoop, Field(discriminator="kind")]
+
+
+class Noise(Spec):
+    """The noise a policy was trained to start from. The wrong law ruins a policy, so it is part of the artifact."""
+
+    law: Literal["none", "normal", "uniform"] = "none"
+    shape: tuple[int, ...] = ()
+    seed: Literal["fixed", "per-call"] = "per-call"
+
+
+class Chunk(Spec):
+    """Actions given by one prediction, and how many of them are executed before the next."""
+
+    size: int = Field(ge=1)
+    n_action_steps: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _executes_no_more_than_it_has(self) -> Chunk:
+        if self.n_action_steps > self.size:
+            raise ValueError(f"n_action_steps {self.n_action_steps} is more than the chunk's {self.size}")
+        return self
+
+
+class ImageProcessor(Spec):
+    """A camera frame, uint8 HWC or float32 CHW in 0–1, to `output`: float32 [1, 3, height, width] in 0–1."""
+
+    kind: Literal["image"] = "image"
+    input: str
+    output: str
+    height: int
+    width: int
+
+
+class NormaliseProcessor(Spec):
+    """A float32 vector to `output` [1, size]: (x − mean) / std, from `<statistics>.mean` and `.std` of the statistics file."""
+
+    kind: Literal["normalise"] = "normalise"
+    input: str
+    output: str
+    size: int
+    statistics: str
+
+
+class TokeniseProcessor(Spec):
+    """A sentence to `output`: int64 [1, max_length] token ids, by the tokenizer file named `asset`."""
+
+    kind: Literal["tokenise"] = "tokenise"
+    input: str
+    output: str
+    max_length: int
+    asset: str
+
+
+Processor = Annotated[ImageProcessor | NormaliseProcessor | TokeniseProcessor, Field(discriminator="kind")]
+
+
+class Unnormalise(Spec):
+    """The policy's output `input` [1, chunk, action] to the robot's units: x · std + mean, clipped to low … high."""
+
+    kind: Literal["unnormalise"] = "unnormalise"
+    input: str
+    statistics: str
+    low: float | None = None
+    high: float | None = None
+
+
+class PolicySpec(Spec):
+    """A whole policy. `gripper` is the index of the action that opens and closes the gripper, None without one."""
+
+    schema_: Literal["vlaopt.policy/1"] = Field(default=SCHEMA, alias="schema")
+    type: str
+    action_dim: int = Field(ge=1)
+    gripper: int | None = None
+    control_hz: float = Field(gt=0)
+    components: dict[str, Component]
+    loop: Loop
+    noise: Noise = Noise()
+    chunk: Chunk
+    preprocess: tuple[Processor, ...]
+    postprocess: Unnormalise
+    statistics: str = "statistics.safetensors"
+
+    @model_validator(mode="after")
+    def _tensors_meet(self) -> PolicySpec:
+        known = {processor.output for processor in self.preprocess}
+        if isinstance(self.loop, EulerLoop):
+            if self.loop.step not in self.components:
+                raise ValueError(f"the loop's step {self.loop.step!r} is not a component")
+            known |= {self.loop.state_input, self.loop.time_input}
+        for name, component in self.components.items():
+            for tensor in component.inputs:
+                if tensor.name not in known:
+                    raise ValueError(f"component {name!r}: nothing gives its input {tensor.name!r}")
+            known |= {tensor.name for tensor in component.outputs}
+        if self.postprocess.input not in known:
+            raise ValueError(f"nothing gives {self.postprocess.input!r}, which the actions are made from")
+        return self
+
+    def observation_names(self) -> list[str]:
+        """The names an observation must have, in the order of the processors."""
+        return list(dict.fromkeys(processor.input for processor in self.preprocess))

@@ -1,0 +1,39 @@
+"""Digests (identity of bytes) and keys (identity of inputs). Knows nothing of what it hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one JSON encoding of `value`: sorted keys, no spaces, UTF-8; NaN and infinities raise ValueError."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8")
+
+
+def digest_bytes(data: bytes) -> str:
+    """SHA-256 of `data`, 64 lower-case hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`."""
+    return digest_bytes(canonical_json(value))
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces of 1 MiB."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            sha.update(piece)
+    return sha.hexdigest()
+
+
+def digest_tree(root: Path) -> str:
+    """SHA-256 over the relative paths and digests of all files below `root` (links followed), in path order."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return digest_json({path.relative_to(root).as_posix(): digest_file(path) for path in files})

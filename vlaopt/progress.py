@@ -1,0 +1,48 @@
+"""How long work tells that it moves. The command line draws it; everything else only speaks to `Progress`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Progress(Protocol):
+    """Receives what a stage is doing."""
+
+    def task(self, label: str, total: int | None = None) -> AbstractContextManager[Task]:
+        """A piece of work of `total` items (None: unknown), open for the length of the `with` block."""
+        ...
+
+
+class Task(Protocol):
+    """One open piece of work."""
+
+    def advance(self, items: int = 1) -> None:
+        """`items` more are done."""
+        ...
+
+
+class SilentTask:
+    """A task that nobody watches."""
+
+    def advance(self, items: int = 1) -> None:
+        """Nothing to show."""
+
+
+class Silent:
+    """Progress that nobody watches: the default of the Python API."""
+
+    def task(self, label: str, total: int | None = None) -> AbstractContextManager[Task]:
+        """A task that shows nothing."""
+        return nullcontext(SilentTask())
+
+
+def track(progress: Progress, label: str, items: Iterable[Item], total: int | None = None) -> Iterator[Item]:
+    """`items` one by one, each counted in a task called `label` once the loop's body is through with it."""
+    with progress.task(label, total) as task:
+        for item in items:
+            yield item
+            task.advance()
