@@ -1,0 +1,106 @@
+"""FASTER and SLOWER are said only when they are so; unlike records are not compared at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlaopt.benchmark.compare import check_comparable, compare, interleave
+from vlaopt.benchmark.record import BenchRecord, Subject
+from vlaopt.errors import InputError
+
+OBSERVATIONS = [{"index": np.array(index)} for index in range(5)]
+
+
+def launches(median_ms: float, spread: float = 0.005, count: int = 20) -> np.ndarray:
+    return median_ms * (1 + spread * np.random.default_rng(int(median_ms * 1000)).standard_normal(count))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "answer"),
+    [
+        (launches(10.0), launches(3.0), "FASTER"),
+        (launches(10.0), launches(12.0), "SLOWER"),
+        (launches(10.0), launches(10.05), "SAME"),
+        (launches(10.0, 0.3), launches(10.5, 0.3), "UNCLEAR"),
+        (launches(10.0), launches(10.0), "SAME"),
+    ],
+)
+def test_the_answer_says_what_b_is(a: np.ndarray, b: np.ndarray, answer: str) -> None:
+    assert compare(a, b).answer == answer
+
+
+def test_the_figures_beside_the_answer() -> None:
+    comparison = compare(launches(12.0), launches(4.0))
+    assert comparison.speedup == pytest.approx(3.0, rel=0.02)
+    assert comparison.ratio == pytest.approx(1 / 3, rel=0.02)
+    assert comparison.difference_low_ms < -7.9 < comparison.difference_high_ms + 0.2
+    assert comparison.p_value < 1e-6
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(1, 100), min_size=10, max_size=40), st.lists(st.floats(1, 100), min_size=10, max_size=40))
+def test_exchanging_the_sides_never_makes_both_faster(a: list[float], b: list[float]) -> None:
+    assert {compare(a, b).answer, compare(b, a).answer} not in ({"FASTER"}, {"SLOWER"})
+
+
+@pytest.mark.parametrize(
+    ("b", "message"),
+    [([1.0] * 9, "9 measurements of B, 10 are needed"), ([1.0] * 9 + [0.0], "latency of B is not a number above 0")],
+)
+def test_too_few_or_impossible_latencies_are_refused(b: list[float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        compare([1.0] * 10, b)
+
+
+@pytest.fixture
+def record(bench: Callable[..., BenchRecord], policy: Callable[..., Any]) -> BenchRecord:
+    return bench(policy(lambda n: 10.0), subject=Subject(artifact="a" * 64, policy="edge-vla"))
+
+
+def test_records_of_one_policy_on_one_machine_are_comparable(record: BenchRecord) -> None:
+    check_comparable(record, record.model_copy(update={"subject": Subject(artifact="b" * 64, policy="edge-vla")}))
+
+
+def test_records_of_other_machines_policies_or_rates_are_refused(record: BenchRecord) -> None:
+    machine = record.environment.model_copy(update={"governor": "schedutil"})
+    with pytest.raises(InputError, match="different environments: governor 'performance' and 'schedutil'"):
+        check_comparable(record, record.model_copy(update={"environment": machine}))
+    with pytest.raises(InputError, match="different policies: edge-vla and act"):
+        check_comparable(record, record.model_copy(update={"subject": Subject(policy="act")}))
+    faster = record.settings.model_copy(update={"hz": 50.0})
+    with pytest.raises(InputError, match="different control rates: 20 and 50 Hz"):
+        check_comparable(record, record.model_copy(update={"settings": faster}))
+
+
+def test_interleaved_calls_take_turns_and_see_the_same_observations(clock: Any) -> None:
+    turns: list[tuple[str, int]] = []
+
+    def call(name: str, milliseconds: float) -> Callable[[Mapping[str, Any]], None]:
+        def run(observation: Mapping[str, Any]) -> None:
+            turns.append((name, int(observation["index"])))
+            clock.work(milliseconds)
+
+        return run
+
+    calls = {"eager": call("eager", 30.0), "engine": call("engine", 10.0)}
+    samples = interleave(calls, OBSERVATIONS, rounds=20, iterations_per_round=3, warmup=2, clock=clock)
+    assert samples["eager"].tolist() == [30.0] * 60
+    assert samples["engine"].tolist() == [10.0] * 60
+    assert turns[:4] == [("eager", 0), ("eager", 1), ("engine", 0), ("engine", 1)]
+    rounds = [turns[4 + 3 * place : 7 + 3 * place] for place in range(40)]
+    first = [rounds[2 * place][0][0] for place in range(20)]
+    assert {"eager", "engine"} == set(first)
+    assert [index for name, index in turns[4:] if name == "eager"] == [n % 5 for n in range(60)]
+    assert [index for name, index in turns[4:] if name == "engine"] == [n % 5 for n in range(60)]
+    assert compare(samples["eager"], samples["engine"]).speedup == 3.0
+
+
+def test_interleaving_needs_observations(clock: Any) -> None:
+    with pytest.raises(InputError, match="no observations"):
+        interleave({"a": print}, [], rounds=1, iterations_per_round=1, clock=clock)

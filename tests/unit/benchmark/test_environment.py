@@ -1,0 +1,133 @@
+"""What the machine says about itself, from trees of files as real machines have them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from vlaopt.benchmark.energy import EnergyReading, read_energy
+from vlaopt.benchmark.environment import Environment, peak_memory_mib, read_activity, read_environment
+
+Tree = Callable[[Mapping[str, str]], Path]
+
+XEON = {
+    "proc/cpuinfo": "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz\n"
+    "flags\t: fpu avx2 smep hypervisor\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "<unknown>\n",
+    "proc/1/cgroup": "0::/kubepods/besteffort/pod1\n",
+    "sys/fs/cgroup/cpu.max": "150000 100000\n",
+}
+
+
+def read(root: Path, architecture: str = "aarch64", gpu: str | None = None) -> Environment:
+    return read_environment(root=root, system="Linux", architecture=architecture, gpu=gpu, libraries={"x": "1.0"})
+
+
+def test_a_jetson_is_read(jetson: Path) -> None:
+    machine = read(jetson, gpu="Orin")
+    assert machine.model_dump(exclude={"python"}) == {
+        "system": "Linux",
+        "architecture": "aarch64",
+        "cpu_model": "NVIDIA Jetson AGX Orin Developer Kit",
+        "cpu_features": ("asimd", "asimddp", "bf16"),
+        "physical_cores": 2,
+        "logical_cores": 2,
+        "affinity": "0-1",
+        "cpu_quota": None,
+        "governor": "performance",
+        "frequency_mhz": 1190.4,
+        "max_frequency_mhz": 2201.6,
+        "load_average": (0.05, 0.1, 0.2),
+        "memory_mib": 30720,
+        "os": "Ubuntu 22.04.5 LTS",
+        "kernel": "5.15.148-tegra",
+        "container": None,
+        "virtual": False,
+        "libraries": {"x": "1.0"},
+        "gpu": "Orin",
+    }
+
+
+def test_a_limited_container_on_a_virtual_machine_says_so(tree: Tree) -> None:
+    machine = read(tree(XEON), "x86_64")
+    assert (machine.container, machine.virtual, machine.cpu_quota) == ("kubepods", True, "150000 100000")
+    assert (machine.cpu_features, machine.frequency_mhz) == (("avx2",), None)
+
+
+def test_a_machine_that_tells_nothing_is_not_available_and_not_an_error(tmp_path: Path) -> None:
+    machine = read(tmp_path)
+    assert (machine.cpu_model, machine.governor, machine.memory_mib, machine.load_average) == (None, None, None, None)
+    assert peak_memory_mib(tmp_path) is None
+    assert read_activity(tmp_path) is None
+
+
+def test_cores_with_different_governors_are_not_called_locked(jetson: Path, tree: Tree) -> None:
+    tree({"sys/devices/system/cpu/cpu1/cpufreq/scaling_governor": "schedutil\n"})
+    assert read(jetson).governor == "performance+schedutil"
+
+
+def test_load_and_momentary_frequency_do_not_make_another_machine_but_a_governor_does(jetson: Path, tree: Tree) -> None:
+    before = read(jetson)
+    tree({"proc/loadavg": "7 7 7 1/1 1\n", "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "729600\n"})
+    assert read(jetson).fingerprint() == before.fingerprint()
+    tree({"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil\n"})
+    assert read(jetson).fingerprint() != before.fingerprint()
+
+
+def test_the_machine_key_is_a_folder_name_of_the_class_of_machine(tree: Tree) -> None:
+    machine = read(tree(XEON), "x86_64")
+    key = machine.machine_key()
+    assert re.fullmatch(r"linux-x86_64-intel-xeon-gold-6338-1c-[0-9a-f]{8}", key)
+    assert machine.model_copy(update={"kernel": "6.9", "governor": "powersave"}).machine_key() == key
+    assert machine.model_copy(update={"cpu_features": ("avx2", "amx_int8")}).machine_key() != key
+    with_gpu = machine.model_copy(update={"gpu": "NVIDIA RTX 6000 / Ada (48 GB)"}).machine_key()
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", with_gpu)
+    assert "nvidia-rtx-6000" in with_gpu
+
+
+def test_cpu_time_of_others_is_what_is_busy_and_not_ours(tree: Tree) -> None:
+    stat = "cpu  {user} 0 100 1000 0 0 0 {steal} 0 0\ncpu0 1 2 3\n"
+    own = "42 (a (odd) name) R 1 1 1 0 -1 0 0 0 0 0 {utime} 20 0 0 20 0\n"
+    throttle = "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"
+    root = tree({"proc/stat": stat.format(user=0, steal=0), "proc/self/stat": own.format(utime=0), throttle: "3\n"})
+    before = read_activity(root)
+    tree({"proc/stat": stat.format(user=160, steal=40), "proc/self/stat": own.format(utime=100), throttle: "5\n"})
+    after = read_activity(root)
+    assert before is not None
+    assert after is not None
+    assert after.others_since(before) == pytest.approx(0.5)
+    assert after.throttled - before.throttled == 2
+    assert before.others_since(before) is None
+
+
+def test_peak_memory_is_the_high_water_mark(jetson: Path) -> None:
+    assert peak_memory_mib(jetson) == 512.0
+
+
+def test_energy_counts_packages_only_and_survives_a_wrap(tree: Tree) -> None:
+    zones = "sys/class/powercap/intel-rapl:{}/{}"
+    root = tree(
+        {
+            zones.format("0", "name"): "package-0\n",
+            zones.format("0", "energy_uj"): "9000000\n",
+            zones.format("0", "max_energy_range_uj"): "9999999\n",
+            zones.format("0:0", "name"): "core\n",
+            zones.format("0:0", "energy_uj"): "5\n",
+            zones.format("1", "name"): "psys\n",
+            zones.format("1", "energy_uj"): "5\n",
+        }
+    )
+    before = read_energy(root)
+    tree({zones.format("0", "energy_uj"): "1000000\n"})
+    after = read_energy(root)
+    assert isinstance(before, EnergyReading)
+    assert isinstance(after, EnergyReading)
+    assert after.joules_since(before, elapsed_s=0.001) == pytest.approx(2.0)
+    assert after.joules_since(before, elapsed_s=60.0) is None
+
+
+def test_no_energy_counter_is_a_reason_and_not_zero(tmp_path: Path) -> None:
+    assert read_energy(tmp_path) == "no RAPL counters"

@@ -1,0 +1,270 @@
+"""A policy of known latency on a clock of our own: every figure and every verdict is exact."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlaopt.benchmark.measure import measure
+from vlaopt.benchmark.record import BenchRecord, BenchSettings
+from vlaopt.benchmark.statistics import summarise
+from vlaopt.errors import InputError
+
+Bench = Callable[..., BenchRecord]
+Policy = Callable[[Callable[[int], float]], Any]
+HALF_MINUTE = BenchSettings(hz=50, duration_s=30, back_to_back_s=3)
+
+
+def test_a_steady_policy_is_valid_and_its_figures_are_exact(bench: Bench, policy: Policy) -> None:
+    record = bench(policy(lambda n: 10.0), settings=HALF_MINUTE)
+    assert (record.verdict, record.reasons) == ("VALID", ())
+    paced = record.paced
+    assert (paced.latency_ms.min, paced.latency_ms.p50.value, paced.latency_ms.p99.value) == (10.0, 10.0, 10.0)
+    assert (paced.ticks, paced.misses, paced.dropped, paced.jitter_ms, paced.deadline_ms) == (1500, 0, (), 0.0, 20.0)
+    assert paced.latency_ms.p99_9.reason == "insufficient samples: 1500, p99.9 needs 4603"
+    assert record.back_to_back.throughput_hz == 100.0
+    assert (record.warmup_iterations, record.overhead_us, record.peak_memory_mib) == (50, 0.0, 512.0)
+    assert record.actions.checked == 1500 + 300
+    assert record.actions.worst_difference == 0.0
+
+
+def test_percentiles_and_jitter_of_a_known_distribution(bench: Bench, policy: Policy) -> None:
+    record = bench(policy(lambda n: 1 + n % 10), settings=HALF_MINUTE)
+    latency = record.paced.latency_ms
+    assert (latency.p50.value, latency.p90.value, latency.p99.value, latency.max) == (5.0, 9.0, 10.0, 10.0)
+    assert record.paced.jitter_ms == 5.0
+
+
+def test_a_stall_shows_in_the_paced_tail_and_not_in_the_back_to_back_median(bench: Bench, policy: Policy) -> None:
+    settings = BenchSettings(hz=50, duration_s=100, back_to_back_s=3)
+    record = bench(policy(lambda n: 80.0 if n % 500 == 499 else 10.0), settings=settings)
+    assert record.back_to_back.latency_ms.p50.value == 10.0
+    assert record.paced.latency_ms.p50.value == 10.0
+    assert record.paced.latency_ms.p99_9.value == 80.0
+    # each stall: its own tick and the three it covered
+    stalls = record.paced.samples_ms.count(80.0)
+    assert stalls == 10
+    assert len(record.paced.dropped) == 3 * stalls
+    assert record.paced.misses == 4 * stalls
+    assert record.paced.miss_rate == pytest.approx(4 * stalls / 5000)
+
+
+def test_a_late_wake_up_is_counted_in_the_latency_and_reported_apart(bench: Bench, policy: Policy, clock: Any) -> None:
+    clock.wake_up_ns = 300_000
+    record = bench(policy(lambda n: 10.0), settings=HALF_MINUTE)
+    assert record.paced.latency_ms.p50.value == 10.3
+    assert record.back_to_back.latency_ms.p50.value == 10.0
+    assert (record.paced.wake_up.p50_us, record.paced.wake_up.max_us) == (300.0, 300.0)
+
+
+def test_three_ticks_are_insufficient_and_inconclusive(bench: Bench, policy: Policy) -> None:
+    record = bench(policy(lambda n: 10.0), settings=BenchSettings(hz=1, duration_s=3))
+    assert record.verdict == "INCONCLUSIVE"
+    assert record.reasons == ("insufficient samples: 3 paced ticks, 44 needed",)
+    assert record.paced.latency_ms.p50.value is None
+    assert record.paced.latency_ms.p50.reason == "insufficient samples: 3, p50 needs 8"
+    assert record.paced.jitter_ms is None
+
+
+def test_all_observations_are_used_in_an_order_of_the_seed(bench: Bench, policy: Policy) -> None:
+    first, again, other = (policy(lambda n: 10.0) for _ in range(3))
+    bench(first)
+    bench(again)
+    bench(other, settings=BenchSettings(seed=1))
+    assert sorted(first.seen[:8]) == list(range(8))
+    assert first.seen == again.seen
+    assert first.seen[:8] != other.seen[:8]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "worst", "reason"),
+    [
+        (lambda actions: actions + 0.03, pytest.approx(3.0, rel=1e-4), "is off by 3 times the tolerance"),
+        (lambda actions: np.where(actions == actions.max(), math.nan, actions), None, "not finite or of another shape"),
+        (lambda actions: actions[:5], None, "not finite or of another shape"),
+    ],
+)
+def test_one_wrong_chunk_makes_the_run_invalid(
+    bench: Bench, policy: Policy, spoil: Callable[..., np.ndarray], worst: float | None, reason: str
+) -> None:
+    right = policy(lambda n: 10.0)
+
+    def wrong_once(observation: Any) -> np.ndarray:
+        actions: np.ndarray = right(observation)
+        return spoil(actions) if right.count == 400 else actions
+
+    record = bench(wrong_once)
+    assert record.verdict == "INVALID"
+    assert "actions differ" in record.reasons[0]
+    assert reason in record.reasons[0]
+    assert record.actions.worst_difference == worst
+    assert "NaN" not in record.to_json()
+
+
+def test_a_callable_decides_what_differs(bench: Bench, policy: Policy) -> None:
+    record = bench(policy(lambda n: 10.0), tolerance=lambda actions, wanted: 0.25)
+    assert (record.verdict, record.actions.worst_difference) == ("VALID", 0.25)
+
+
+def test_without_expected_actions_a_run_is_inconclusive_and_nan_still_invalid(bench: Bench, policy: Policy) -> None:
+    record = bench(policy(lambda n: 10.0), expected=None, tolerance=None)
+    assert (record.verdict, record.reasons) == ("INCONCLUSIVE", ("actions not checked: no expected actions given",))
+    record = bench(lambda observation: policy(lambda n: 10.0)(observation) * math.nan, expected=None, tolerance=None)
+    assert record.verdict == "INVALID"
+
+
+def test_a_policy_that_slows_down_while_it_runs_is_inconclusive(bench: Bench, policy: Policy) -> None:
+    record = bench(policy(lambda n: 10.0 if n < 500 else 10.0 + (n - 500) * 0.004), settings=HALF_MINUTE)
+    assert record.verdict == "INCONCLUSIVE"
+    assert record.reasons[0].startswith("latency drifts: +")
+
+
+def test_warm_up_goes_on_until_the_median_stands_still(bench: Bench, policy: Policy) -> None:
+    record = bench(policy(lambda n: max(10.0, 100.0 - n)))
+    assert 90 < record.warmup_iterations < 150
+    assert record.verdict == "VALID"
+
+
+def test_a_warm_up_that_never_settles_ends_at_its_cap_and_says_so(bench: Bench, policy: Policy) -> None:
+    record = bench(policy(lambda n: 10.0 * 1.01 ** min(n, 60)), settings=BenchSettings(warmup_cap_s=1))
+    assert "warm-up did not become stable" in record.reasons
+
+
+def test_unlocked_clocks_and_a_single_observation_raise_doubts(
+    bench: Bench, policy: Policy, tree: Callable[..., Path]
+) -> None:
+    tree({"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil\n"})
+    one = [{"state": np.zeros(4, np.float32)}]
+    record = bench(policy(lambda n: 10.0), observations=one, expected=[np.zeros((10, 4), np.float32)])
+    assert record.verdict == "INCONCLUSIVE"
+    assert record.reasons == (
+        "one observation repeated: caches flatter it",
+        "clocks not locked: governor performance+schedutil",
+    )
+
+
+@pytest.mark.parametrize(
+    ("busy", "throttled", "verdict", "reason"),
+    [
+        (9_000, 0, "INCONCLUSIVE", "busy machine: others took 90% of the CPU time"),
+        (0, 2, "INVALID", "the CPU throttled 2 times during the run"),
+    ],
+)
+def test_a_busy_machine_is_inconclusive_and_a_throttling_one_invalid(
+    bench: Bench, policy: Policy, tree: Callable[..., Path], busy: int, throttled: int, verdict: str, reason: str
+) -> None:
+    count = "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"
+    own = "42 (python) R 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0\n"
+    tree({"proc/stat": "cpu  0 0 0 0 0 0 0 0 0 0\n", "proc/self/stat": own, count: "0\n"})
+    steady = policy(lambda n: 10.0)
+
+    def disturbed(observation: Any) -> np.ndarray:
+        if steady.count == 500:
+            tree({"proc/stat": f"cpu  {busy} 0 0 {10_000 - busy} 0 0 0 0 0 0\n", count: f"{throttled}\n"})
+        actions: np.ndarray = steady(observation)
+        return actions
+
+    record = bench(disturbed, settings=HALF_MINUTE)
+    assert (record.verdict, record.reasons) == (verdict, (reason,))
+
+
+def test_energy_per_chunk_is_given_raw_and_above_idle(
+    bench: Bench, policy: Policy, tree: Callable[..., Path], clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = "sys/class/powercap/intel-rapl:0/{}"
+    tree({zone.format("name"): "package-0\n", zone.format("max_energy_range_uj"): "262143328850\n"})
+    steady, sleep_until = policy(lambda n: 10.0), clock.sleep_until
+
+    def draw() -> None:
+        """5 W all the time, and 20 W more during the 10 ms of a call."""
+        microjoules = 5e6 * clock.time_ns / 1e9 + 20e6 * 0.010 * steady.count
+        tree({zone.format("energy_uj"): f"{round(microjoules)}\n"})
+
+    def sleep(moment_ns: int) -> None:
+        sleep_until(moment_ns)
+        draw()
+
+    def working(observation: Any) -> np.ndarray:
+        actions: np.ndarray = steady(observation)
+        draw()
+        return actions
+
+    monkeypatch.setattr(clock, "sleep_until", sleep)
+    draw()
+    energy = bench(working, settings=BenchSettings(hz=50, duration_s=4, back_to_back_s=1)).energy
+    assert energy.source == "rapl packages"
+    assert energy.joules == pytest.approx(0.3, rel=0.01)
+    assert energy.joules_above_idle == pytest.approx(0.2, rel=0.01)
+
+
+def test_no_energy_counter_is_said_and_not_zero(bench: Bench, policy: Policy) -> None:
+    energy = bench(policy(lambda n: 10.0)).energy
+    assert (energy.joules, energy.reason) == (None, "not available: no RAPL counters")
+
+
+def test_components_are_reported_where_the_policy_keeps_count(bench: Bench, policy: Policy) -> None:
+    record = bench(policy(lambda n: 10.0), components=lambda: {"vision": 7.0, "head": 0.5}, cold_start_ms=812.0)
+    assert {name: part.value for name, part in record.components_ms.items()} == {"head": 0.5, "vision": 7.0}
+    assert record.cold_start_ms == 812.0
+
+
+def test_progress_is_told_between_phases_only(bench: Bench, policy: Policy) -> None:
+    phases: list[tuple[str, int]] = []
+    steady = policy(lambda n: 10.0)
+    bench(steady, on_progress=lambda phase: phases.append((phase, steady.count)))
+    assert [phase for phase, _ in phases] == ["idle", "warm-up", "back-to-back", "paced"]
+    assert [count for _, count in phases] == [0, 0, 50, 350]
+
+
+def test_a_record_survives_the_round_trip_and_its_figures_follow_from_its_samples(bench: Bench, policy: Policy) -> None:
+    record = bench(policy(lambda n: 10 + (n % 7) / 7), settings=HALF_MINUTE)
+    text = record.to_json()
+    again = BenchRecord.from_json(text, where="bench.json")
+    assert again == record
+    assert json.loads(text)["schema"] == "vlaopt.bench/1"
+    assert summarise(again.paced.samples_ms) == record.paced.latency_ms
+    assert summarise(again.back_to_back.samples_ms) == record.back_to_back.latency_ms
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": "vlaopt.bench/2"}', '{"schema": "vlaopt.bench/1"}'])
+def test_what_is_not_a_record_is_refused_with_its_place(text: str) -> None:
+    with pytest.raises(InputError, match=r"^bench\.json: not a vlaopt\.bench/1 record: "):
+        BenchRecord.from_json(text, where="bench.json")
+
+
+def test_a_record_with_nan_is_refused(bench: Bench, policy: Policy) -> None:
+    text = bench(policy(lambda n: 10.0)).to_json().replace('"overhead_us":0.0', '"overhead_us":NaN')
+    with pytest.raises(InputError, match=r"overhead_us|expected value|JSON"):
+        BenchRecord.from_json(text, where="bench.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"observations": []}, "no observations"),
+        ({"expected": []}, "0 expected action chunks for 8 observations"),
+        ({"tolerance": None}, "tolerance None: a number above 0"),
+        ({"tolerance": 0.0}, r"tolerance 0\.0: a number above 0"),
+        ({"tolerance": math.nan}, "tolerance nan: a number above 0"),
+    ],
+)
+def test_unusable_observations_or_tolerance_are_refused(
+    bench: Bench, policy: Policy, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        bench(policy(lambda n: 10.0), **given)
+
+
+def test_the_harness_itself_costs_microseconds_on_the_real_clock() -> None:
+    observations = [{"state": np.full(4, index, np.float32)} for index in range(4)]
+    chunks = [np.zeros((10, 4), np.float32)] * 4
+    settings = BenchSettings(hz=200, duration_s=0.1, back_to_back_s=0.01)
+    record = measure(lambda observation: chunks[0], observations, expected=chunks, tolerance=0.01, settings=settings)
+    assert 0 < record.overhead_us <= 30
+    assert record.paced.ticks == 20

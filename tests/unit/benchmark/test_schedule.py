@@ -1,0 +1,94 @@
+"""The schedule does not wait for the policy, and nothing a late policy costs is left out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlaopt.benchmark.schedule import SystemClock, Ticks, run_ticks
+
+MS = 1_000_000
+
+
+class Stepped:
+    """A clock that stands still but for sleep and work."""
+
+    def __init__(self) -> None:
+        self.time_ns = 0
+
+    def now_ns(self) -> int:
+        return self.time_ns
+
+    def sleep_until(self, moment_ns: int) -> None:
+        self.time_ns = max(self.time_ns, moment_ns)
+
+
+def ticks_of(latencies_ms: list[float], hz: float) -> Ticks:
+    """As many ticks as latencies; the n-th call that is started takes the n-th."""
+    clock, remaining = Stepped(), iter(latencies_ms)
+
+    def call() -> int:
+        clock.time_ns += round(next(remaining) * MS)
+        return clock.time_ns
+
+    return run_ticks(call, ticks=len(latencies_ms), hz=hz, clock=clock)
+
+
+def test_a_stall_costs_every_tick_it_covered() -> None:
+    happened = ticks_of([5, 80, 5, 5, 5, 5, 5, 5], hz=50)
+    # intended 20 ms apart: tick 1 stalls until 80 ms after its moment, when tick 5 becomes due
+    assert happened.dropped == (2, 3, 4)
+    assert [latency / MS for latency in happened.latencies_ns] == [5, 80, 65, 45, 25, 5, 5, 5]
+
+
+def test_a_tick_started_late_but_before_the_next_one_counts_from_its_intended_moment() -> None:
+    happened = ticks_of([5, 30, 5, 5], hz=50)
+    assert happened.dropped == ()
+    assert [latency / MS for latency in happened.latencies_ns] == [5, 30, 15, 5]
+    assert len(happened.wake_ups_ns) == 3
+
+
+def test_a_policy_slower_than_the_rate_drops_ticks_and_the_run_still_ends_on_time() -> None:
+    happened = ticks_of([50.0] * 20, hz=50)
+    assert len(happened.latencies_ns) == 20
+    assert len(happened.dropped) > 10
+    assert max(happened.latencies_ns) < 150 * MS
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=60), st.sampled_from([10.0, 30.0, 50.0, 333.0]))
+def test_every_intended_tick_has_a_latency_and_dropped_ones_miss_the_period(latencies: list[float], hz: float) -> None:
+    happened = ticks_of(latencies, hz)
+    assert len(happened.latencies_ns) == len(latencies)
+    assert all(happened.latencies_ns[tick] > 1e9 / hz - 1 for tick in happened.dropped)
+    assert len(latencies) - 1 not in happened.dropped
+    assert min(happened.latencies_ns) >= round(min(latencies) * MS)
+
+
+def test_the_system_clock_wakes_at_the_moment_and_not_before() -> None:
+    clock = SystemClock()
+    late_ns = []
+    for _ in range(20):
+        moment_ns = clock.now_ns() + 2 * MS
+        clock.sleep_until(moment_ns)
+        late_ns.append(clock.now_ns() - moment_ns)
+    assert min(late_ns) >= 0
+    # a single wake-up may meet another process; the best ones show what the spin is for
+    assert min(late_ns) < 100_000
+    clock.sleep_until(clock.now_ns() - MS)
+
+
+@pytest.mark.parametrize("jump_s", [-3600.0, 3600.0])
+def test_setting_the_wall_clock_changes_nothing(monkeypatch: pytest.MonkeyPatch, jump_s: float) -> None:
+    real: Callable[[], float] = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+    monkeypatch.setattr(time, "time_ns", lambda: int((real() + jump_s) * 1e9))
+    clock = SystemClock()
+    begin_ns = clock.now_ns()
+    happened = run_ticks(clock.now_ns, ticks=5, hz=200, clock=clock)
+    assert clock.now_ns() - begin_ns < 2_000 * MS
+    assert all(0 <= latency < 1_000 * MS for latency in happened.latencies_ns)

@@ -1,0 +1,91 @@
+"""Percentiles that are samples, intervals that cover, and no number from too few samples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlaopt.benchmark.statistics import (
+    bootstrap_median_difference,
+    mann_whitney,
+    median,
+    minimum_samples,
+    percentile,
+    summarise,
+)
+
+LATENCIES = st.lists(st.floats(0.001, 1000), min_size=1, max_size=600)
+
+
+@pytest.mark.parametrize(("q", "needed"), [(0.5, 8), (0.9, 44), (0.99, 459), (0.999, 4603)])
+def test_a_percentile_is_stated_from_its_minimum_count_on_and_not_before(q: float, needed: int) -> None:
+    assert minimum_samples(q) == needed
+    enough = percentile(np.arange(1.0, needed + 1), q)
+    assert (enough.value, enough.low, enough.high) == (math.ceil(q * needed), enough.low, needed)
+    short = percentile(np.arange(1.0, needed), q)
+    assert short.value is None
+    assert short.low is None
+    assert short.reason == f"insufficient samples: {needed - 1}, p{q * 100:g} needs {needed}"
+
+
+def test_three_samples_state_no_percentile_at_all() -> None:
+    summary = summarise([1.0, 2.0, 3.0])
+    assert [summary.p50.value, summary.p90.value, summary.p99.value, summary.p99_9.value] == [None] * 4
+    assert (summary.count, summary.min, summary.max) == (3, 1.0, 3.0)
+
+
+def test_nearest_rank_on_a_thousand_samples() -> None:
+    summary = summarise(np.random.default_rng(0).permutation(np.arange(1.0, 1001)))
+    assert (summary.p50.value, summary.p90.value, summary.p99.value) == (500, 900, 990)
+
+
+@given(LATENCIES, st.sampled_from([0.5, 0.9, 0.99]))
+def test_a_percentile_is_a_sample_inside_its_interval(samples: list[float], q: float) -> None:
+    stated = percentile(samples, q)
+    if stated.value is None:
+        assert len(samples) < minimum_samples(q)
+        return
+    assert stated.low is not None
+    assert stated.high is not None
+    assert {stated.low, stated.value, stated.high} <= set(samples)
+    assert stated.low <= stated.value <= stated.high
+    assert sum(sample <= stated.value for sample in samples) >= q * len(samples) - 1e-6
+
+
+@pytest.mark.parametrize(("q", "count"), [(0.5, 30), (0.9, 60), (0.99, 500)])
+def test_the_interval_covers_the_true_percentile_ninety_nine_times_in_a_hundred(q: float, count: int) -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(1000):
+        stated = percentile(rng.random(count), q)
+        assert stated.low is not None
+        assert stated.high is not None
+        covered += stated.low <= q <= stated.high
+    assert covered >= 980
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "p"),
+    [  # scipy.stats.mannwhitneyu(a, b, method="asymptotic")
+        ([1, 2, 3, 4, 5, 6, 7, 8], [5, 6, 7, 8, 9, 10, 11, 12], 0.0133130),
+        ([1, 1, 2, 2, 3, 3, 3, 4], [1, 2, 2, 3, 4, 4, 4, 4], 0.2775097),
+        ([2, 2, 2], [2, 2, 2], 1.0),
+    ],
+)
+def test_mann_whitney_agrees_with_scipy_also_with_ties(a: list[float], b: list[float], p: float) -> None:
+    assert mann_whitney(a, b) == pytest.approx(p, abs=1e-6)
+    assert mann_whitney(b, a) == pytest.approx(p, abs=1e-6)
+
+
+def test_the_bootstrap_interval_is_that_of_resampling() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(10, 1, 101), rng.normal(11, 1, 101)
+    drawn = np.sort([median(rng.choice(b, 101)) - median(rng.choice(a, 101)) for _ in range(4000)])
+    low, high = bootstrap_median_difference(a, b, seed=0)
+    assert low == pytest.approx(drawn[20], abs=0.1)
+    assert high == pytest.approx(drawn[-20], abs=0.1)
+    assert (low, high) == bootstrap_median_difference(a, b, seed=0)

@@ -1,0 +1,103 @@
+"""How far optimised actions are from reference actions, in the units a robot feels. Numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class ErrorStatistics:
+    """Mean, 95th percentile (nearest rank) and maximum of absolute errors."""
+
+    mean: float
+    p95: float
+    max: float
+
+
+@dataclass(frozen=True)
+class ActionError:
+    """Optimised against reference chunks, on the same observations and noise.
+
+    Errors are absolute differences divided by the action's standard deviation in training, so 1.0 is one standard
+    deviation. `executed` looks at the first `n_action_steps` of each chunk, `chunk` at all of it.
+    """
+
+    samples: int
+    executed: ErrorStatistics
+    chunk: ErrorStatistics
+    per_action: tuple[ErrorStatistics, ...]
+    """Over executed steps, one per degree of freedom."""
+    gripper_flips: float | None
+    """Fraction of executed steps whose gripper command has the other sign; None without a gripper."""
+    gripper_bias: float | None
+    """Mean signed difference of the executed gripper command, in standard deviations."""
+    jerk: float
+    """Relative change of the mean absolute third difference along the chunk: 0.05 is 5 % more jerk."""
+    max_abs: float
+    """Largest absolute difference anywhere, in the robot's units."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def compare_actions(
+    actions: Array, reference: Array, *, std: Array, n_action_steps: int, gripper: int | None
+) -> ActionError:
+    """`actions` and `reference`, both float [samples, chunk, action_dim]; `std` [action_dim], the errors' unit."""
+    if actions.shape != reference.shape:
+        raise ValueError(f"shapes differ: {actions.shape} and {reference.shape}")
+    difference = (actions.astype(np.float64) - reference) / std
+    executed = difference[:, :n_action_steps]
+    flips = bias = None
+    if gripper is not None:
+        mine, theirs = actions[:, :n_action_steps, gripper], reference[:, :n_action_steps, gripper]
+        flips = float(np.mean(np.sign(mine) != np.sign(theirs)))
+        bias = float(np.mean(executed[..., gripper]))
+    return ActionError(
+        samples=len(actions),
+        executed=_statistics(executed),
+        chunk=_statistics(difference),
+        per_action=tuple(_statistics(executed[..., dof]) for dof in range(actions.shape[-1])),
+        gripper_flips=flips,
+        gripper_bias=bias,
+        jerk=_relative(_jerk(actions / std), _jerk(reference / std)),
+        max_abs=float(np.abs(actions.astype(np.float64) - reference).max()),
+    )
+
+
+def _statistics(difference: Array) -> ErrorStatistics:
+    errors = np.sort(np.abs(difference), axis=None)
+    rank = int(np.ceil(0.95 * errors.size)) - 1
+    return ErrorStatistics(mean=float(errors.mean()), p95=float(errors[rank]), max=float(errors[-1]))
+
+
+def _jerk(chunks: Array) -> float:
+    """Mean absolute third difference along time; 0 for chunks shorter than four."""
+    return float(np.abs(np.diff(chunks, n=3, axis=1)).mean()) if chunks.shape[1] > 3 else 0.0
+
+
+def _relative(value: float, reference: float) -> float:
+    return value / reference - 1.0 if reference > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A gate on one measured value: missed when the value is above `limit`."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def held(self) -> bool:
+        """Whether the value is within the limit; a value that is not a number is not."""
+        return self.value <= self.limit
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4g} (limit {self.limit:.4g})"

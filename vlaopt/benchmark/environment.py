@@ -1,0 +1,208 @@
+"""The machine a measurement was made on, read from /proc and /sys; nothing is changed. None: not available."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from vlaopt.hashing import digest_json
+
+ROOT = Path("/")
+_INSTRUCTION_SETS = re.compile(r"(avx|amx|sse4|fma$|f16c|asimd|sve|sme(?!p)|i8mm|bf16|fphp|dotprod)")
+
+
+class Environment(BaseModel):
+    """Where a measurement was made. Frequencies in MHz, memory in MiB; None means not available.
+
+    `libraries` and `gpu` (its name alone; a driver's version belongs to `libraries`) come from whoever drives them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    system: str
+    architecture: str
+    cpu_model: str | None
+    cpu_features: tuple[str, ...]
+    physical_cores: int | None
+    logical_cores: int
+    affinity: str | None
+    cpu_quota: str | None
+    governor: str | None
+    frequency_mhz: float | None
+    max_frequency_mhz: float | None
+    load_average: tuple[float, float, float] | None
+    memory_mib: int | None
+    os: str | None
+    kernel: str | None
+    python: str
+    container: str | None
+    virtual: bool
+    libraries: dict[str, str]
+    gpu: str | None
+
+    def comparable(self) -> dict[str, object]:
+        """What two measurements must share to be compared: all but the load and the frequency of the moment."""
+        shared = self.model_dump(mode="json", exclude={"load_average", "frequency_mhz", "memory_mib"})
+        # the kernel keeps a few MiB more or less at each boot
+        return {**shared, "memory_gib": None if self.memory_mib is None else round(self.memory_mib / 1024)}
+
+    def fingerprint(self) -> str:
+        """Digest of what must be equal for two measurements to be comparable."""
+        return digest_json(self.comparable())
+
+    def machine_key(self) -> str:
+        """Name of this class of machine, for folders: `linux-x86_64-intel-xeon-2c-1f0a9c3e`, of [A-Za-z0-9._-] only.
+
+        The digest covers the whole names and the instruction sets, which decide what an engine may use.
+        """
+        identity = {
+            "system": self.system,
+            "architecture": self.architecture,
+            "cpu_model": self.cpu_model,
+            "cpu_features": self.cpu_features,
+            "logical_cores": self.logical_cores,
+            "gpu": self.gpu,
+        }
+        names = [self.system, self.architecture, self.gpu, self.cpu_model or "cpu", f"{self.logical_cores}c"]
+        return "-".join([*(_slug(name) for name in names if name), digest_json(identity)[:8]])
+
+
+def read_environment(
+    *,
+    libraries: Mapping[str, str] | None = None,
+    gpu: str | None = None,
+    root: Path = ROOT,
+    system: str = platform.system(),
+    architecture: str = platform.machine(),
+) -> Environment:
+    """The environment described by the files below `root`."""
+    cpuinfo = _text(root / "proc/cpuinfo") or ""
+    frequency = root / "sys/devices/system/cpu/cpu0/cpufreq"
+    load = (_text(root / "proc/loadavg") or "").split()
+    memory_kib = _field(_text(root / "proc/meminfo"), "MemTotal")
+    flags = (_field(cpuinfo, "flags") or _field(cpuinfo, "Features") or "").split()
+    quota = _text(root / "sys/fs/cgroup/cpu.max")
+    return Environment(
+        system=system,
+        architecture=architecture,
+        cpu_model=_field(cpuinfo, "model name") or _device_model(root) or _field(cpuinfo, "CPU part"),
+        cpu_features=tuple(sorted(flag for flag in flags if _INSTRUCTION_SETS.match(flag))),
+        physical_cores=_physical_cores(root),
+        logical_cores=max(1, len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE))),
+        affinity=_field(_text(root / "proc/self/status"), "Cpus_allowed_list"),
+        cpu_quota=None if quota is None or quota.startswith("max") else quota,
+        governor=_governor(root),
+        frequency_mhz=_megahertz(frequency / "scaling_cur_freq"),
+        max_frequency_mhz=_megahertz(frequency / "cpuinfo_max_freq"),
+        load_average=(float(load[0]), float(load[1]), float(load[2])) if len(load) >= 3 else None,
+        memory_mib=None if memory_kib is None else int(memory_kib.split()[0]) // 1024,
+        os=_os_name(root),
+        kernel=_text(root / "proc/sys/kernel/osrelease"),
+        python=platform.python_version(),
+        container=_container(root),
+        virtual="hypervisor" in flags or _text(root / "sys/hypervisor/type") is not None,
+        libraries=dict(sorted((libraries or {}).items())),
+        gpu=gpu,
+    )
+
+
+def machine_key(*, gpu: str | None = None, root: Path = ROOT) -> str:
+    """The key of this machine, with its GPU where engines are built for one; see `Environment.machine_key`."""
+    return read_environment(gpu=gpu, root=root).machine_key()
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Counters that grow as the machine works: jiffies of all CPUs, the busy ones, this process's; throttle events."""
+
+    total: int
+    busy: int
+    own: int
+    throttled: int
+
+    def others_since(self, before: Activity) -> float | None:
+        """Share of all CPU time that other processes and the hypervisor took; None within half a second of `before`."""
+        total = self.total - before.total
+        # a jiffy is 10 ms: fewer than 50 of them say nothing in percent
+        return max(0, self.busy - before.busy - self.own + before.own) / total if total >= 50 else None
+
+
+def read_activity(root: Path = ROOT) -> Activity | None:
+    """The counters now, or None where the machine has none. Fields as in proc(5), /proc/stat and /proc/PID/stat."""
+    stat, own = _text(root / "proc/stat"), _text(root / "proc/self/stat")
+    if stat is None or own is None:
+        return None
+    user, nice, kernel, idle, iowait, irq, softirq, steal = (int(part) for part in stat.split()[1:9])
+    busy = user + nice + kernel + irq + softirq + steal
+    # the second field is the command in brackets and may hold spaces
+    utime, stime = own.rpartition(")")[2].split()[11:13]
+    counts = (_text(path) for path in _cpus(root, "thermal_throttle/core_throttle_count"))
+    throttled = sum(int(count) for count in counts if count)
+    return Activity(busy + idle + iowait, busy, int(utime) + int(stime), throttled)
+
+
+def peak_memory_mib(root: Path = ROOT) -> float | None:
+    """The largest resident size of this process since it started (VmHWM), whatever it was doing then."""
+    peak_kib = _field(_text(root / "proc/self/status"), "VmHWM")
+    return None if peak_kib is None else round(int(peak_kib.split()[0]) / 1024, 1)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ") or None
+    except OSError:
+        return None
+
+
+def _field(text: str | None, name: str) -> str | None:
+    """The value after `name:` in the first line that has it."""
+    found = re.search(rf"^{re.escape(name)}[ \t]*:[ \t]*(.+)$", text or "", re.MULTILINE)
+    return found[1].strip() if found else None
+
+
+def _cpus(root: Path, file: str) -> list[Path]:
+    return sorted((root / "sys/devices/system/cpu").glob(f"cpu[0-9]*/{file}"))
+
+
+def _device_model(root: Path) -> str | None:
+    """The board's name where /proc/cpuinfo has no model: `NVIDIA Jetson AGX Orin Developer Kit`."""
+    return _text(root / "proc/device-tree/model")
+
+
+def _megahertz(path: Path) -> float | None:
+    """A frequency that the kernel gives in kHz, or as `<unknown>`."""
+    kilohertz = _text(path) or ""
+    return int(kilohertz) / 1000 if kilohertz.isdigit() else None
+
+
+def _physical_cores(root: Path) -> int | None:
+    cores = {(_text(path.with_name("physical_package_id")), _text(path)) for path in _cpus(root, "topology/core_id")}
+    return len(cores) or None
+
+
+def _governor(root: Path) -> str | None:
+    governors = {_text(path) for path in _cpus(root, "cpufreq/scaling_governor")} - {None}
+    return "+".join(sorted(str(governor) for governor in governors)) or None
+
+
+def _os_name(root: Path) -> str | None:
+    found = re.search(r'^PRETTY_NAME="?([^"\n]+)', _text(root / "etc/os-release") or "", re.MULTILINE)
+    return found[1] if found else None
+
+
+def _container(root: Path) -> str | None:
+    for marker, name in (".dockerenv", "docker"), ("run/.containerenv", "podman"):
+        if (root / marker).exists():
+            return name
+    found = re.search(r"kubepods|docker|lxc|containerd", _text(root / "proc/1/cgroup") or "")
+    return found[0] if found else None
+
+
+def _slug(name: str) -> str:
+    plain = re.sub(r"\((r|tm|c)\)|\b(cpu|processor)\b|@.*", " ", name.lower())
+    return re.sub(r"[^a-z0-9_]+", "-", plain).strip("-")[:32].strip("-") or "unknown"
