@@ -1,0 +1,109 @@
+"""ONNX Runtime: what ran is what is reported."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from vlaopt.backends import EngineOptions
+from vlaopt.backends.onnxruntime import BACKEND, FILE, Kernel, _kernels, _reason
+from vlaopt.errors import InputError
+
+ONE_THREAD = EngineOptions(threads=1)
+
+
+def test_every_matrix_layer_is_counted_by_the_precision_it_ran_in(graphs, quantized_graph):
+    assert BACKEND.build(graphs["conv"], ONE_THREAD).precisions == {"fp32": 3}
+    assert BACKEND.build(graphs["lstm"], ONE_THREAD).precisions == {"fp32": 1}
+    audited = BACKEND.build(quantized_graph(TensorProto.UINT8), ONE_THREAD).precisions
+    assert sum(audited.values()) == 2
+    assert audited["int8"] >= 1
+
+
+def test_the_file_holds_fused_nodes_that_load_on_any_cpu(graphs):
+    file = BACKEND.build(graphs["conv"], ONE_THREAD).files[FILE]
+    assert b"FusedConv" in file
+    assert b"ReorderInput" not in file
+
+
+def test_other_kernels_are_told_in_a_note(graphs):
+    notes = BACKEND.build(graphs["conv"], ONE_THREAD).notes
+    assert any("GlobalAveragePool" in note for note in notes)
+
+
+def test_a_saved_graph_that_would_run_more_kernels_is_not_kept(quantized_graph):
+    # HardSwish behind a DequantizeLinear: expanded in the saved file, each half gets a dequantizer of its own.
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["x_q"]),
+        helper.make_node("DequantizeLinear", ["x_q", "s", "z"], ["x_dq"]),
+        helper.make_node("HardSwish", ["x_dq"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "component",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
+        [
+            helper.make_tensor("s", TensorProto.FLOAT, [], [0.1]),
+            helper.make_tensor("z", TensorProto.INT8, [], [0]),
+        ],
+    )
+    given = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    engine = BACKEND.build(given, ONE_THREAD)
+    assert engine.files[FILE] == given
+    assert engine.notes[0].startswith("kept as given")
+
+
+@pytest.mark.parametrize(
+    ("operator", "types", "precision"),
+    [
+        ("Conv", ("float", "float"), "fp32"),
+        ("Conv", ("float16", "float16"), "fp16"),
+        ("QLinearConv", ("uint8", "float", "uint8", "int8"), "int8"),
+        ("DynamicQuantizeLSTM", ("float", "int8"), "int8"),
+        ("MatMulNBits", ("float", "uint8", "float"), "fp32"),
+    ],
+)
+def test_a_kernel_is_int8_when_an_operand_is(operator, types, precision):
+    assert Kernel("node", operator, "CPUExecutionProvider", types).precision == precision
+
+
+def test_a_node_that_a_loop_repeats_counts_once():
+    event = {
+        "cat": "Node",
+        "name": "loop/fc_kernel_time",
+        "args": {
+            "node_index": "3",
+            "op_name": "Gemm",
+            "provider": "CPUExecutionProvider",
+            "input_type_shape": [{"float": [1, 8]}, {"float": [8, 8]}],
+        },
+    }
+    assert _kernels([event, event, {"cat": "Session", "name": "model_run"}]) == [
+        Kernel("loop/fc", "Gemm", "CPUExecutionProvider", ("float", "float"))
+    ]
+
+
+def test_spinning_can_be_turned_off_and_nothing_else_said(graphs):
+    files = BACKEND.build(graphs["lstm"], ONE_THREAD).files
+    session = BACKEND.open(files, EngineOptions(threads=2, settings={"spinning": False}))
+    assert session.run({"sequence": np.zeros((5, 1, 4), np.float32)})["state"].shape == (1, 8)
+    with pytest.raises(InputError, match="'spinning' is true or false, not 'no'"):
+        BACKEND.open(files, EngineOptions(settings={"spinning": "no"}))
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Failed to load model.", "Failed to load model."),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/core/graph/model.cc:256 onnxruntime::Model::Model("
+            "onnx::ModelProto&&, const onnxruntime::ModelOptions&) Unsupported model IR version: 99\n",
+            "Unsupported model IR version: 99",
+        ),
+        ("Got invalid dimensions\n index: 3 Got: 95", "Got invalid dimensions index: 3 Got: 95"),
+    ],
+)
+def test_a_message_is_told_on_one_line_without_its_c_plus_plus(raised, told):
+    assert _reason(RuntimeError(raised)) == told

@@ -1,0 +1,114 @@
+"""OpenVINO: the precision that was asked for, and reasons a person can read."""
+
+from __future__ import annotations
+
+import numpy as np
+import openvino
+import pytest
+from onnx import TensorProto, helper
+
+from vlaopt.backends import EngineOptions
+from vlaopt.backends.openvino import BACKEND, BIN, XML, _reason
+from vlaopt.errors import EnvironmentProblem, InputError
+
+ONE_THREAD = EngineOptions(threads=1)
+HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def test_fp32_stays_fp32_on_a_cpu_that_would_take_bf16(graphs):
+    assert BACKEND.build(graphs["conv"], ONE_THREAD).precisions == {"fp32": 3}
+    assert BACKEND.build(graphs["lstm"], ONE_THREAD).precisions == {"fp32": 1}
+
+
+def test_quantized_layers_are_counted_as_int8(graphs):
+    assert BACKEND.build(graphs["int8"], ONE_THREAD).precisions == {"int8": 2}
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this CPU does not calculate in bf16")
+def test_bf16_is_taken_when_asked_for(graphs):
+    precisions = BACKEND.build(graphs["conv"], EngineOptions(threads=1, settings={"precision": "bf16"})).precisions
+    assert precisions["bf16"] >= 1
+
+
+def test_a_precision_that_the_cpu_lacks_is_an_error_not_a_fallback(graphs, monkeypatch):
+    monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: ["FP32", "INT8"])
+    with pytest.raises(EnvironmentProblem, match="this CPU does not calculate in bf16"):
+        BACKEND.build(graphs["conv"], EngineOptions(settings={"precision": "bf16"}))
+
+
+def test_an_unknown_precision_is_refused(graphs):
+    with pytest.raises(InputError, match="cannot calculate in 'int3'"):
+        BACKEND.build(graphs["conv"], EngineOptions(settings={"precision": "int3"}))
+
+
+def test_weights_are_not_compressed(graphs):
+    files = BACKEND.build(graphs["conv"], ONE_THREAD).files
+    assert set(files) == {XML, BIN}
+    assert len(files[BIN]) >= 4 * (16 * 27 + 16 * 9 + 16 * 4)
+
+
+def test_a_dynamic_dimension_takes_several_sizes():
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "component",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    session = BACKEND.open(BACKEND.build(model, ONE_THREAD).files, ONE_THREAD)
+    assert session.inputs[0].shape == (-1, 4)
+    for batch in (1, 3):
+        assert session.run({"x": np.full((batch, 4), -1, np.float32)})["y"].shape == (batch, 4)
+
+
+def test_products_fused_into_attention_are_told_and_not_counted():
+    rng = np.random.default_rng(0)
+    names = ["q", "k", "v"]
+    nodes = [
+        helper.make_node("MatMul", ["q", "k"], ["scores"], name="attention/scores"),
+        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1),
+        helper.make_node("MatMul", ["weights", "v"], ["y"], name="attention/values"),
+    ]
+    shapes = {"q": [1, 2, 8, 16], "k": [1, 2, 16, 8], "v": [1, 2, 8, 16]}
+    graph = helper.make_graph(
+        nodes,
+        "component",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in names],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 8, 16])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    engine = BACKEND.build(model, ONE_THREAD)
+    fused = [int(note.split()[0]) for note in engine.notes if "fused" in note]
+    assert sum(engine.precisions.values()) + sum(fused) == 2
+    session = BACKEND.open(engine.files, ONE_THREAD)
+    feeds = {name: rng.standard_normal(shapes[name]).astype(np.float32) for name in names}
+    scores = np.exp(feeds["q"] @ feeds["k"])
+    expected = scores / scores.sum(-1, keepdims=True) @ feeds["v"]
+    assert np.abs(session.run(feeds)["y"] - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (
+            "Exception from src/inference/src/cpp/core.cpp:105:\nCheck 'false' failed at src/report.cpp:151:\n"
+            "FrontEnd API failed with OpConversionFailure:\nModel wasn't fully converted.\nSummary:\n"
+            "-- No conversion rule found for operations: Nope-20\n"
+            "To facilitate the conversion of unsupported operations, refer to the documentation\n\n",
+            "No conversion rule found for operations: Nope-20",
+        ),
+        (
+            "Exception from src/inference/src/cpp/core.cpp:107:\nException from src/inference/src/dev/plugin.cpp:53:\n"
+            "Check 'any_of(scale.size(), OC, 1U)' failed at src/plugins/intel_cpu/src/dnnl_postops_composer.cpp:212\n",
+            "check 'any_of(scale.size(), OC, 1U)' failed",
+        ),
+        (
+            "Exception from src/inference/src/cpp/core.cpp:107:\n"
+            "Check 'any_of(scale.size(), OC, 1U)' failed at src/plugins/intel_cpu/src/composer.cpp:212:\n"
+            "FullyConnected node with name 'attention/scores': scales do not fit\n",
+            "FullyConnected node with name 'attention/scores': scales do not fit",
+        ),
+    ],
+)
+def test_a_message_is_told_on_one_line_with_the_node_when_it_has_one(raised, told):
+    assert _reason(RuntimeError(raised)) == told

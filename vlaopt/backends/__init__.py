@@ -1,0 +1,153 @@
+"""Backends: the libraries that compile and run one component. Each module drives one library and knows no other.
+
+Every backend module offers a `BACKEND` that keeps to `Backend`; `get` finds it by name, and a third party adds one
+by the entry point group `vlaopt.backends`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from vlaopt.errors import EnvironmentProblem, InputError
+
+BUILT_IN = {
+    "onnxruntime": "vlaopt.backends.onnxruntime",
+    "openvino": "vlaopt.backends.openvino",
+    "reference": "vlaopt.backends.reference",
+    "tensorrt-rtx": "vlaopt.backends.tensorrt.rtx",
+}
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a component: name, numpy dtype name, shape with -1 for a dynamic dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def check_feeds(inputs: Sequence[Port], feeds: Mapping[str, np.ndarray]) -> None:
+    """Raise InputError, by name, unless `feeds` holds exactly `inputs`, each of its port's dtype and shape."""
+    if len(feeds) != len(inputs) or any(port.name not in feeds for port in inputs):
+        _refuse_names(inputs, feeds)
+    for port in inputs:
+        value = feeds[port.name]
+        if not isinstance(value, np.ndarray):
+            raise InputError(f"input {port.name!r} is a {type(value).__name__}, not a numpy array")
+        if value.dtype != port.dtype:
+            raise InputError(f"input {port.name!r} has dtype {value.dtype}, not {port.dtype}")
+        if value.shape != port.shape and not _fits(value.shape, port.shape):
+            raise InputError(f"input {port.name!r} has shape {value.shape}, not {port.shape}")
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder, for libraries that write only to paths. Raises EnvironmentProblem when none can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="vlaopt-")
+    except OSError as error:
+        raise EnvironmentProblem(f"no temporary folder can be made: {error}", hint="set TMPDIR") from error
+    with folder as path:
+        yield Path(path)
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        size == wanted or (wanted == -1 and size > 0) for size, wanted in zip(shape, expected, strict=True)
+    )
+
+
+def _refuse_names(inputs: Sequence[Port], feeds: Mapping[str, np.ndarray]) -> None:
+    known = [port.name for port in inputs]
+    problems = [f"input {name!r} is missing" for name in known if name not in feeds]
+    problems += [f"input {name!r} is not known" for name in feeds if name not in known]
+    raise InputError("; ".join(problems), hint=f"inputs: {', '.join(known)}")
+
+
+class Session(Protocol):
+    """An opened, runnable component. One thread at a time; open one session per thread."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[Port, ...]: ...
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name for `feeds` by name; both in host memory, dtypes and shapes as the ports say."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a component is compiled for. `threads` 0 leaves the backend's default; `compute_capabilities` like '8.9'."""
+
+    threads: int = 0
+    compute_capabilities: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A compiled component: its files by name, and the layers per precision that the backend says it will run.
+
+    `precisions` is the audit: {"int8": 52, "fp32": 13}; empty when the backend cannot tell before it runs.
+    """
+
+    files: Mapping[str, bytes]
+    precisions: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+
+class Backend(Protocol):
+    """One library that compiles and runs components."""
+
+    name: str
+
+    def missing(self) -> str | None:
+        """None when the library can be imported here, else the reason in one line."""
+        ...
+
+    def version(self) -> str:
+        """The library's own version; raises EnvironmentProblem when it is not installed."""
+        ...
+
+    def runnable(self) -> str | None:
+        """None when engines of this backend can run on this machine, else the reason in one line."""
+        ...
+
+    def build(self, graph: bytes, options: EngineOptions) -> Engine:
+        """Compile one ONNX graph (serialised bytes). Raises StageError with the library's reason."""
+        ...
+
+    def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
+        """A session from an engine's files. Raises EnvironmentProblem when this machine cannot run it."""
+        ...
+
+
+def names() -> list[str]:
+    """All backends known here, the built-in ones first."""
+    plugged = sorted(entry.name for entry in importlib.metadata.entry_points(group="vlaopt.backends"))
+    return [*BUILT_IN, *(name for name in plugged if name not in BUILT_IN)]
+
+
+def get(name: str) -> Backend:
+    """The backend called `name`. Raises InputError for an unknown name. Does not import the library it drives."""
+    if name in BUILT_IN:
+        backend: Backend = importlib.import_module(BUILT_IN[name]).BACKEND
+        return backend
+    for entry in importlib.metadata.entry_points(group="vlaopt.backends"):
+        if entry.name == name:
+            plugged: Backend = entry.load()
+            return plugged
+    raise InputError(f"unknown backend {name!r}", hint=f"known backends: {', '.join(names())}")

@@ -1,0 +1,241 @@
+"""ONNX Runtime on the CPU. The engine is a graph that ONNX Runtime optimised; knows no other backend and no onnx."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlaopt.backends import Engine, EngineOptions, Port, Session, check_feeds, scratch_folder
+from vlaopt.errors import EnvironmentProblem, InputError, StageError
+from vlaopt.optional import installed_version, require
+
+FILE = "model.onnx"
+PROVIDER = "CPUExecutionProvider"
+SETTINGS = {"spinning": True}
+
+_LOG_ERRORS_ONLY = 3
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    **{f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+}
+_PRECISIONS = {
+    "float": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "double": "fp64",
+    "int8": "int8",
+    "uint8": "int8",
+}
+_MATRIX_KERNEL = re.compile(r"Conv|MatMul|Gemm|LSTM|GRU|RNN|Attention|Einsum")
+# These take packed low-bit weights in uint8 but calculate in the type of their first input.
+_WEIGHT_ONLY = ("MatMulNBits", "MatMulBnb4")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel that ran: its node's name, operator, provider and the element types of its inputs."""
+
+    name: str
+    operator: str
+    provider: str
+    input_types: tuple[str, ...]
+
+    @property
+    def precision(self) -> str:
+        """What it calculates in: int8 as soon as one operand is 8-bit, else the type of its first input."""
+        types = self.input_types[:1] if self.operator in _WEIGHT_ONLY else self.input_types
+        if any(kind in ("int8", "uint8") for kind in types):
+            return "int8"
+        return _PRECISIONS.get(types[0], types[0]) if types else "unknown"
+
+
+class OnnxRuntimeSession:
+    """A component opened by ONNX Runtime on the CPU."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._inputs = tuple(_port(node) for node in session.get_inputs())
+        self._outputs = tuple(_port(node) for node in session.get_outputs())
+        self._names = [port.name for port in self._outputs]
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name. Raises InputError for wrong feeds and StageError when a kernel fails."""
+        check_feeds(self._inputs, feeds)
+        try:
+            values = self._session.run(self._names, dict(feeds))
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise StageError(f"ONNX Runtime failed while it ran: {_reason(error)}") from error
+        return dict(zip(self._names, values, strict=True))
+
+
+class OnnxRuntimeBackend:
+    """Builds and opens components with ONNX Runtime.
+
+    The file holds the optimisations that do not depend on the CPU (level `extended`: equal bytes from equal graphs,
+    loads on any CPU); those that do (blocked layouts) are made while the session opens, at level `all`.
+    """
+
+    name = "onnxruntime"
+
+    def missing(self) -> str | None:
+        return None if importlib.util.find_spec("onnxruntime") else "onnxruntime is not installed: pip install vlaopt"
+
+    def version(self) -> str:
+        for distribution in _DISTRIBUTIONS:
+            if found := installed_version(distribution):
+                return found
+        if self.missing() is None:
+            return str(require("onnxruntime", "cpu").__version__)
+        raise EnvironmentProblem("onnxruntime is not installed", hint="pip install vlaopt")
+
+    def runnable(self) -> str | None:
+        return self.missing()
+
+    def build(self, graph: bytes, options: EngineOptions) -> Engine:
+        """Optimise `graph` and count, from one profiled run of the result, the matrix layers per precision.
+
+        Matrix layers are convolutions, matrix products and recurrent cells. Inputs of that run are zeros (ones where
+        integer or bool), 1 for every dynamic dimension. Raises StageError with ONNX Runtime's reason.
+        """
+        _settings(options)
+        optimised = _optimise(graph)
+        kernels, plain = _profile(optimised, options), _profile(graph, options)
+        notes = []
+        if len(kernels) > len(plain):
+            # Seen with HardSwish after a DequantizeLinear: expanded in the file, it gets one dequantizer per consumer.
+            notes.append(f"kept as given: saved optimisations would run {len(kernels)} kernels instead of {len(plain)}")
+            optimised, kernels = graph, plain
+        precisions = Counter(kernel.precision for kernel in kernels if _MATRIX_KERNEL.search(kernel.operator))
+        others = Counter(kernel.operator for kernel in kernels if not _MATRIX_KERNEL.search(kernel.operator))
+        notes.append("other kernels: " + (", ".join(f"{n} {name}" for name, n in sorted(others.items())) or "none"))
+        return Engine(files={FILE: optimised}, precisions=dict(sorted(precisions.items())), notes=tuple(notes))
+
+    def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
+        """A session on the CPU provider alone. Raises InputError when the file is missing or damaged."""
+        if set(files) != {FILE}:
+            raise InputError(f"an onnxruntime engine is one file {FILE}, not {', '.join(sorted(files)) or 'none'}")
+        try:
+            session = _session(files[FILE], _session_options(options))
+        except StageError as error:
+            raise InputError(error.message, where=FILE, hint="build the engine again") from error
+        return OnnxRuntimeSession(session)
+
+
+BACKEND = OnnxRuntimeBackend()
+
+
+def _settings(options: EngineOptions) -> dict[str, Any]:
+    unknown = sorted(set(options.settings) - set(SETTINGS))
+    if unknown:
+        raise InputError(f"unknown onnxruntime setting {unknown[0]!r}", hint=f"settings: {', '.join(SETTINGS)}")
+    settings = {**SETTINGS, **options.settings}
+    if not isinstance(settings["spinning"], bool):
+        raise InputError(f"onnxruntime setting 'spinning' is true or false, not {settings['spinning']!r}")
+    return settings
+
+
+def _session_options(options: EngineOptions) -> Any:
+    ort = require("onnxruntime", "cpu")
+    settings = _settings(options)
+    if options.threads < 0:
+        raise InputError(f"threads cannot be negative: {options.threads}")
+    chosen = ort.SessionOptions()
+    chosen.log_severity_level = _LOG_ERRORS_ONLY
+    chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    chosen.intra_op_num_threads = options.threads
+    chosen.inter_op_num_threads = 1
+    chosen.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings["spinning"] else "0")
+    return chosen
+
+
+def _session(graph: bytes, options: Any) -> Any:
+    """An InferenceSession whose only provider is the CPU. Raises StageError with ONNX Runtime's reason."""
+    ort = require("onnxruntime", "cpu")
+    try:
+        session = ort.InferenceSession(graph, options, providers=[PROVIDER])
+    except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+        raise StageError(f"ONNX Runtime refuses the graph: {_reason(error)}") from error
+    if session.get_providers() != [PROVIDER]:
+        raise EnvironmentProblem(f"ONNX Runtime chose {', '.join(session.get_providers())} instead of {PROVIDER}")
+    return session
+
+
+def _optimise(graph: bytes) -> bytes:
+    ort = require("onnxruntime", "cpu")
+    with scratch_folder() as folder:
+        path = folder / FILE
+        chosen = _session_options(EngineOptions(threads=1))
+        chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        chosen.optimized_model_filepath = str(path)
+        _session(graph, chosen)
+        return path.read_bytes()
+
+
+def _profile(graph: bytes, options: EngineOptions) -> list[Kernel]:
+    """The kernels of one run of `graph`, opened as `open` does, each node once however often a loop repeats it."""
+    with scratch_folder() as folder:
+        chosen = _session_options(options)
+        chosen.enable_profiling = True
+        chosen.profile_file_prefix = str(folder / "profile")
+        session = _session(graph, chosen)
+        feeds = {port.name: _filler(port) for port in map(_port, session.get_inputs())}
+        try:
+            OnnxRuntimeSession(session).run(feeds)
+        finally:
+            path = Path(session.end_profiling())
+        events = json.loads(path.read_text())
+    kernels = _kernels(events)
+    strangers = sorted({kernel.provider for kernel in kernels} - {PROVIDER})
+    if strangers:
+        raise EnvironmentProblem(f"ONNX Runtime ran nodes on {', '.join(strangers)} instead of {PROVIDER}")
+    return kernels
+
+
+def _kernels(events: Sequence[Mapping[str, Any]]) -> list[Kernel]:
+    found: dict[tuple[str, str], Kernel] = {}
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        facts = event["args"]
+        types = tuple(kind for entry in facts["input_type_shape"] for kind in entry)
+        name = event["name"].removesuffix("_kernel_time")
+        found[name, facts["node_index"]] = Kernel(name, facts["op_name"], facts["provider"], types)
+    return list(found.values())
+
+
+def _filler(port: Port) -> np.ndarray:
+    # Integers are indices or masks: 1 divides, is inside every table and leaves something unmasked; 0 need not.
+    fill = 0 if port.dtype.startswith("float") else 1
+    return np.full([1 if size == -1 else size for size in port.shape], fill, dtype=port.dtype)
+
+
+def _port(node: Any) -> Port:
+    if node.type not in _DTYPES:
+        raise StageError(f"{node.name!r} is a {node.type}, which numpy cannot hold")
+    return Port(node.name, _DTYPES[node.type], tuple(size if isinstance(size, int) else -1 for size in node.shape))
+
+
+def _reason(error: Exception) -> str:
+    """ONNX Runtime's message on one line, without its error code and the C++ signature it was raised in."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    return re.sub(r"^/\S+:\d+ .+?\) (?=[A-Z])", "", text).strip()

@@ -1,0 +1,227 @@
+"""OpenVINO on the CPU. The engine is an IR (xml and bin); knows no other backend and no onnx."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlaopt.backends import Engine, EngineOptions, Port, Session, check_feeds, scratch_folder
+from vlaopt.errors import EnvironmentProblem, InputError, StageError
+from vlaopt.optional import installed_version, require
+
+XML, BIN = "model.xml", "model.bin"
+SETTINGS = {"precision": "fp32"}
+
+_DEVICE = "CPU"
+# vlaopt's word: OpenVINO's hint, and the capability without which OpenVINO would quietly calculate in FP32.
+_HINTS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
+_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+_MATRIX_LAYER = re.compile(r"Convolution|Deconvolution|FullyConnected|MatMul|RNN|Attention|Attn|MHA|MLP|QKV")
+_CONSTANT_KINDS = ("Const", "Input", "Output")
+_LAYER_FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an execution graph: OpenVINO's kind, vlaopt's precision, the graph's nodes it was made from."""
+
+    kind: str
+    precision: str
+    origins: tuple[str, ...]
+
+
+class OpenVinoSession:
+    """A component compiled by OpenVINO; one infer request, so one thread at a time."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+        self._inputs = tuple(_port(port, port.node.get_friendly_name()) for port in compiled.inputs)
+        self._outputs = tuple(
+            _port(port, port.node.get_friendly_name().removesuffix("/sink_port_0")) for port in compiled.outputs
+        )
+        # Copying into OpenVINO's own input tensors halves the cost of a call; only static shapes have them beforehand.
+        static = all(size >= 0 for port in self._inputs for size in port.shape)
+        self._buffers = [self._request.get_input_tensor(i).data for i in range(len(self._inputs))] if static else None
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Copies of the outputs by name. Raises InputError for wrong feeds and StageError when a layer fails."""
+        check_feeds(self._inputs, feeds)
+        try:
+            self._infer(feeds)
+        except RuntimeError as error:
+            raise StageError(f"OpenVINO failed while it ran: {_reason(error)}") from error
+        request = self._request
+        return {port.name: request.get_output_tensor(i).data.copy() for i, port in enumerate(self._outputs)}
+
+    def _infer(self, feeds: Mapping[str, np.ndarray]) -> None:
+        if self._buffers is None:
+            self._request.infer({i: np.ascontiguousarray(feeds[port.name]) for i, port in enumerate(self._inputs)})
+            return
+        for port, buffer in zip(self._inputs, self._buffers, strict=True):
+            np.copyto(buffer, feeds[port.name])
+        self._request.infer()
+
+
+class OpenVinoBackend:
+    """Builds and opens components with OpenVINO's CPU plugin.
+
+    `settings.precision` (fp32, bf16, fp16) is what layers that are not quantized calculate in. It is always passed
+    on: left alone, OpenVINO takes bf16 on a CPU that has it, and an FP32 component would not be one.
+    """
+
+    name = "openvino"
+
+    def missing(self) -> str | None:
+        found = importlib.util.find_spec("openvino")
+        return None if found else "openvino is not installed: pip install 'vlaopt[cpu]'"
+
+    def version(self) -> str:
+        found = installed_version("openvino")
+        if found is None:
+            raise EnvironmentProblem("openvino is not installed", hint="pip install 'vlaopt[cpu]'")
+        return found
+
+    def runnable(self) -> str | None:
+        return self.missing()
+
+    def build(self, graph: bytes, options: EngineOptions) -> Engine:
+        """Convert `graph` to an IR and count, in the compiled IR, the matrix layers per precision.
+
+        Weights keep their precision. Equal graphs give equal bytes. Products that OpenVINO fused into an attention
+        kernel are counted in a note, for it does not tell their precision. Raises StageError with OpenVINO's reason.
+        """
+        config = _config(options)
+        files = _convert(graph)
+        model, compiled = _compile(files, config)
+        layers = _layers(compiled)
+        precisions = Counter(layer.precision for layer in layers if _MATRIX_LAYER.search(layer.kind))
+        others = Counter(
+            layer.kind for layer in layers if not _MATRIX_LAYER.search(layer.kind) and layer.kind not in _CONSTANT_KINDS
+        )
+        notes = ["other layers: " + (", ".join(f"{n} {kind}" for kind, n in sorted(others.items())) or "none")]
+        if fused := _fused_products(model, layers):
+            notes.append(f"{fused} matrix products fused into Subgraph layers, precision not told")
+        return Engine(files=files, precisions=dict(sorted(precisions.items())), notes=tuple(notes))
+
+    def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
+        """A session from the IR's bytes, no file touched. Raises InputError when a file is missing or damaged."""
+        if set(files) != {XML, BIN}:
+            raise InputError(f"an openvino engine is {XML} and {BIN}, not {', '.join(sorted(files)) or 'none'}")
+        config = _config(options)
+        try:
+            _, compiled = _compile(files, config)
+        except StageError as error:
+            raise InputError(error.message, where=XML, hint="build the engine again") from error
+        return OpenVinoSession(compiled)
+
+
+BACKEND = OpenVinoBackend()
+
+
+def _config(options: EngineOptions) -> dict[str, Any]:
+    """OpenVINO's properties for `options`. Raises EnvironmentProblem when this CPU lacks the precision asked for."""
+    unknown = sorted(set(options.settings) - set(SETTINGS))
+    if unknown:
+        raise InputError(f"unknown openvino setting {unknown[0]!r}", hint=f"settings: {', '.join(SETTINGS)}")
+    precision = {**SETTINGS, **options.settings}["precision"]
+    if precision not in _HINTS:
+        raise InputError(f"openvino cannot calculate in {precision!r}", hint=f"precision: {', '.join(_HINTS)}")
+    if options.threads < 0:
+        raise InputError(f"threads cannot be negative: {options.threads}")
+    hint, capability = _HINTS[precision]
+    capabilities = require("openvino", "cpu").Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    if capability not in capabilities:
+        raise EnvironmentProblem(f"this CPU does not calculate in {precision}", hint="take precision fp32")
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": options.threads,
+        # Otherwise activations before compressed weights are quantized although the graph does not say so.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
+
+
+def _convert(graph: bytes) -> dict[str, bytes]:
+    ov = require("openvino", "cpu")
+    try:
+        model = ov.Core().read_model(graph)
+    except RuntimeError as error:
+        raise StageError(f"OpenVINO refuses the graph: {_reason(error)}") from error
+    _number_unnamed(model)
+    with scratch_folder() as folder:
+        try:
+            ov.save_model(model, folder / XML, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise StageError(f"OpenVINO cannot write the IR: {_reason(error)}") from error
+        return {XML: (folder / XML).read_bytes(), BIN: (folder / BIN).read_bytes()}
+
+
+def _number_unnamed(model: Any) -> None:
+    """Rename what OpenVINO named after a counter of the whole process, so that equal graphs give equal bytes."""
+    for index, operation in enumerate(model.get_ordered_ops()):
+        kind = operation.get_type_name()
+        unnamed = re.fullmatch(re.escape(kind) + r"_\d+", operation.get_friendly_name())
+        if unnamed and not any(output.get_names() for output in operation.outputs()):
+            operation.set_friendly_name(f"{kind}_unnamed_{index}")
+
+
+def _compile(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The model of an IR, and that model compiled."""
+    core = require("openvino", "cpu").Core()
+    try:
+        model = core.read_model(files[XML], files[BIN])
+        return model, core.compile_model(model, _DEVICE, dict(config))
+    except RuntimeError as error:
+        raise StageError(f"OpenVINO cannot compile the IR: {_reason(error)}") from error
+
+
+def _layers(compiled: Any) -> list[Layer]:
+    found = []
+    for node in compiled.get_runtime_model().get_ops():
+        facts = {key: str(value.astype(str)) for key, value in node.get_rt_info().items() if key in _LAYER_FACTS}
+        kind, precision, origins = (facts[key] for key in _LAYER_FACTS)
+        found.append(Layer(kind, _PRECISIONS.get(precision, precision), tuple(origins.split(","))))
+    return found
+
+
+def _fused_products(model: Any, layers: Sequence[Layer]) -> int:
+    products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
+    return sum(len(products.intersection(layer.origins)) for layer in layers if layer.kind == "Subgraph")
+
+
+def _port(port: Any, name: str) -> Port:
+    kind = port.get_element_type()
+    try:
+        dtype = np.dtype(kind.to_dtype()).name
+    except (RuntimeError, TypeError) as error:
+        raise StageError(f"{name!r} is {kind.get_type_name()}, which numpy cannot hold") from error
+    shape = tuple(-1 if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
+    return Port(name if name in port.get_names() else port.get_any_name(), dtype, shape)
+
+
+def _reason(error: Exception) -> str:
+    """OpenVINO's message on one line: what it says, or, when it says nothing, the check that failed."""
+    checks, rest = [], []
+    for line in filter(None, (line.strip() for line in str(error).splitlines())):
+        if failed := re.match(r"Check '(.+)' failed at \S+?:\d+:?\s*(.*)", line):
+            checks.append(f"check '{failed[1]}' failed")
+            line = failed[2]
+        if line and not re.match(r"Exception from \S+:\d+:|FrontEnd API failed with \w+:|Summary:", line):
+            rest.append(re.sub(r"^-- ", "", line).split(" To facilitate ")[0])
+    kept = [line for line in rest if not line.startswith("To facilitate the conversion")]
+    named = [line for line in kept if re.search(r"[Nn]ode|[Ll]ayer|operation", line)]
+    return "; ".join(dict.fromkeys(named or kept or checks)) or "it gives no reason"
