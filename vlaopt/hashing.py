@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vlaopt.errors import InputError
+
 
 def canonical_json(value: Any) -> bytes:
     """The one JSON encoding of `value`: sorted keys, no spaces, UTF-8; NaN and infinities raise ValueError."""
@@ -25,15 +27,23 @@ def digest_json(value: Any) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces of 1 MiB."""
+    """SHA-256 of a file's bytes, read in pieces of 1 MiB. Raises InputError when it cannot be read."""
     sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            sha.update(piece)
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                sha.update(piece)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
     return sha.hexdigest()
 
 
 def digest_tree(root: Path) -> str:
-    """SHA-256 over the relative paths and digests of all files below `root` (links followed), in path order."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    """SHA-256 over the relative paths and digests of all files below `root`, links to files followed; or of one file.
+
+    Raises InputError when there is nothing at `root` or a file cannot be read.
+    """
+    if not (root.is_dir() or root.is_file()):
+        raise InputError("no such file or folder", where=str(root))
+    files = [root] if root.is_file() else [path for path in root.rglob("*") if path.is_file()]
     return digest_json({path.relative_to(root).as_posix(): digest_file(path) for path in files})

@@ -16,18 +16,21 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def pack(tensors: Mapping[str, Array]) -> bytes:
     """`tensors` as the bytes of a safetensors file; equal tensors give equal bytes."""
-    return safetensors.numpy.save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)})
+    data: bytes = safetensors.numpy.save({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)})
+    return data
 
 
 def unpack(data: bytes, *, where: str) -> dict[str, Array]:
     """The tensors in the bytes of a safetensors file.
 
-    Raises InputError, with `where`, for a header that is too long, malformed or leaves holes or overlaps, and for
-    data cut short.
+    Raises InputError, with `where`, for a header that is too long, malformed or leaves holes or overlaps, for data cut
+    short, and for element types that numpy does not have.
     """
     try:
         tensors: dict[str, Array] = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise InputError(f"numpy has no element type {error.args[0]}", where=where) from error
+    except (safetensors.SafetensorError, ValueError) as error:
         raise InputError(f"not a sound safetensors file: {error}", where=where) from error
     return tensors
 

@@ -11,7 +11,17 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from vlaopt.artifact.manifest import FILE_NAME, SIZE_LIMIT, EngineEntry, FileEntry, Finish, Manifest, Role, decode
+from vlaopt.artifact.manifest import (
+    FILE_NAME,
+    SIZE_LIMIT,
+    EngineEntry,
+    FileEntry,
+    Finish,
+    Manifest,
+    Role,
+    decode,
+    first_problem,
+)
 from vlaopt.artifact.policy_spec import PolicySpec
 from vlaopt.errors import InputError
 from vlaopt.files import read_file, staged_directory, write_file
@@ -25,10 +35,11 @@ REBUILD = "build the artifact again, or copy it again from where it was built"
 
 @dataclass(frozen=True)
 class Artifact:
-    """An immutable directory with a manifest. `id` is the SHA-256 of the manifest's bytes."""
+    """An immutable directory with a manifest. `encoded` are the manifest's bytes, `id` is their SHA-256."""
 
     path: Path
     manifest: Manifest
+    encoded: bytes = field(repr=False)
     id: str
 
     @classmethod
@@ -41,19 +52,40 @@ class Artifact:
         if not folder.is_dir():
             raise InputError("no such artifact directory", where=str(path))
         if not (folder / FILE_NAME).is_file():
-            raise InputError("not an artifact: it has no manifest.json", where=str(path), hint="give the directory that `vlaopt build` printed")
+            raise InputError(
+                "not an artifact: it has no manifest.json",
+                where=str(path),
+                hint="give the directory that `vlaopt build` printed",
+            )
         data = read_file(folder / FILE_NAME, limit=SIZE_LIMIT)
-        artifact = cls(folder, decode(data, where=str(folder / FILE_NAME)), digest_bytes(data))
+        artifact = cls(folder, decode(data, where=str(folder / FILE_NAME)), data, digest_bytes(data))
         artifact._check_exact_set()
         return artifact
 
     @classmethod
     def from_manifest(cls, path: Path, manifest: Manifest) -> Artifact:
         """The files at `path` under another manifest, one that is not written yet."""
-        return cls(path, manifest, digest_bytes(manifest.encode()))
+        encoded = manifest.encode()
+        return cls(path, manifest, encoded, digest_bytes(encoded))
 
     def _check_exact_set(self) -> None:
         listed = {entry.path: entry.size for entry in self.manifest.files}
+        try:
+            found = self._sizes()
+        except OSError as error:  # taken away, or out of reach, while it is looked at
+            raise InputError(f"cannot be read: {error.strerror}", where=str(error.filename or self.path)) from error
+        for name in sorted(listed.keys() - found.keys()):
+            raise InputError(f"{name} is missing", where=str(self.path), hint=REBUILD)
+        for name in sorted(found.keys() - listed.keys()):
+            raise InputError(
+                f"{name} is not listed in the manifest", where=str(self.path), hint="remove it, or " + REBUILD
+            )
+        for name, size in listed.items():
+            if found[name] != size:
+                raise InputError(f"{name} has {found[name]} bytes, {size} listed", where=str(self.path), hint=REBUILD)
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of every file but the manifest. Raises InputError for anything that is not a plain file or a directory."""
         found: dict[str, int] = {}
         for path in self.path.rglob("*"):
             info = path.lstat()
@@ -64,13 +96,7 @@ class Artifact:
                 raise InputError(f"{name} is a link or a device, not a plain file", where=str(self.path), hint=REBUILD)
             found[name] = info.st_size
         found.pop(FILE_NAME, None)
-        for name in sorted(listed.keys() - found.keys()):
-            raise InputError(f"{name} is missing", where=str(self.path), hint=REBUILD)
-        for name in sorted(found.keys() - listed.keys()):
-            raise InputError(f"{name} is not listed in the manifest", where=str(self.path), hint="remove it, or " + REBUILD)
-        for name, size in listed.items():
-            if found[name] != size:
-                raise InputError(f"{name} has {found[name]} bytes, {size} listed", where=str(self.path), hint=REBUILD)
+        return found
 
     def entry(self, path: str) -> FileEntry:
         """The manifest's line for `path`. Raises InputError when the artifact has no such file."""
@@ -88,7 +114,9 @@ class Artifact:
         entry = self.entry(path)
         data = read_file(self.path / path, limit=entry.size)
         if digest_bytes(data) != entry.sha256:
-            raise InputError(f"{path} was changed after it was written: its digest differs", where=str(self.path), hint=REBUILD)
+            raise InputError(
+                f"{path} was changed after it was written: its digest differs", where=str(self.path), hint=REBUILD
+            )
         return data
 
     def check(self) -> None:
@@ -101,7 +129,7 @@ class Artifact:
         try:
             return PolicySpec.model_validate_json(self.read(SPEC_PATH))
         except ValidationError as error:
-            raise InputError(f"{SPEC_PATH}: {error.errors()[0]['msg']}", where=str(self.path)) from error
+            raise InputError(f"{SPEC_PATH}: {first_problem(error)}", where=str(self.path)) from error
 
     def recipe(self) -> Recipe:
         """The recipe the artifact was built by. Its paths mean nothing away from the recipe's own folder."""
@@ -109,9 +137,7 @@ class Artifact:
         try:
             return Recipe.model_validate({**self.manifest.recipe, **fields, "path": self.path / FILE_NAME})
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{FILE_NAME}: recipe.{place}: {first['msg']}", where=str(self.path)) from error
+            raise InputError(f"{FILE_NAME}: recipe: {first_problem(error)}", where=str(self.path)) from error
 
     def size(self, *roles: Role) -> int:
         """Bytes of the files of these roles."""
@@ -180,9 +206,8 @@ def copy(artifact: Artifact, final: Path) -> Artifact:
     with staged_directory(final) as folder:
         for entry in artifact.manifest.files:
             write_file(folder / entry.path, artifact.read(entry.path))
-        write_file(folder / FILE_NAME, artifact.manifest.encode())
+        write_file(folder / FILE_NAME, artifact.encoded)
     copied = Artifact.open(final)
     if copied.id != artifact.id:
         raise InputError("another artifact lies there", where=str(final), hint="give another --output")
     return copied
-

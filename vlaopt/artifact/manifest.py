@@ -116,7 +116,11 @@ class Manifest(Entry):
     def content_digest(self) -> str:
         """Digest of what the artifact does: its files but for the reports, and how its engine is put together."""
         files = {entry.path: entry.sha256 for entry in self.files if entry.role != "report"}
-        engine = self.engine.model_dump(mode="json", exclude={"components": {"__all__": {"reason"}}}) if self.engine else None
+        engine = (
+            self.engine.model_dump(mode="json", exclude={"components": {"__all__": {"reason"}}})
+            if self.engine
+            else None
+        )
         return digest_json({"files": files, "engine": engine})
 
     def by_role(self, *roles: Role) -> list[FileEntry]:
@@ -125,13 +129,18 @@ class Manifest(Entry):
 
 
 def decode(data: bytes, *, where: str) -> Manifest:
-    """The manifest in `data`. Raises InputError for an unknown major, malformed JSON, NaN, duplicate or unknown keys."""
+    """The manifest in `data`.
+
+    Raises InputError for an unknown major, malformed JSON, numbers that are not finite, duplicate or unknown keys, and
+    paths that leave the artifact. Unknown top-level keys of a newer minor are ignored.
+    """
     try:
         value = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        canonical_json(value)  # what cannot be written again (1e999, half a surrogate pair) is refused at the door
     except (ValueError, RecursionError) as error:
         raise InputError(f"not a manifest: {error}", where=where) from error
     schema = value.get("schema") if isinstance(value, dict) else None
-    found = re.fullmatch(r"vlaopt\.artifact/(\d+)\.(\d+)", schema) if isinstance(schema, str) else None
+    found = re.fullmatch(r"vlaopt\.artifact/([0-9]{1,9})\.([0-9]{1,9})", schema) if isinstance(schema, str) else None
     if not found:
         raise InputError("not a manifest: no schema vlaopt.artifact/MAJOR.MINOR", where=where)
     if int(found[1]) != SCHEMA_MAJOR:
@@ -145,9 +154,14 @@ def decode(data: bytes, *, where: str) -> Manifest:
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"not a sound manifest: {place}: {first['msg']}", where=where) from error
+        raise InputError(f"not a sound manifest: {first_problem(error)}", where=where) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing pydantic found wrong, with the key it is about."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 def _known_fields(value: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA = "vlaopt.policy/1"
-
 
 class Spec(BaseModel):
     """Common rules: unknown keys refused, values frozen."""
@@ -38,7 +36,7 @@ class SingleLoop(Spec):
 
 
 class EulerLoop(Spec):
-    """Flow matching: components before `step` once, then `step` `steps` times from time `start` to `end`.
+    """Flow matching: the other components once, then `step` `steps` times from time `start` to `end`.
 
     x ← x + dt · velocity with x accumulated in float32, dt = (end − start) / steps, t = start + k · dt for step k.
     """
@@ -83,8 +81,8 @@ class ImageProcessor(Spec):
     kind: Literal["image"] = "image"
     input: str
     output: str
-    height: int
-    width: int
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
 
 
 class NormaliseProcessor(Spec):
@@ -93,7 +91,7 @@ class NormaliseProcessor(Spec):
     kind: Literal["normalise"] = "normalise"
     input: str
     output: str
-    size: int
+    size: int = Field(ge=1)
     statistics: str
 
 
@@ -103,7 +101,7 @@ class TokeniseProcessor(Spec):
     kind: Literal["tokenise"] = "tokenise"
     input: str
     output: str
-    max_length: int
+    max_length: int = Field(ge=1)
     asset: str
 
 
@@ -119,14 +117,20 @@ class Unnormalise(Spec):
     low: float | None = None
     high: float | None = None
 
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> Unnormalise:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        return self
+
 
 class PolicySpec(Spec):
     """A whole policy. `gripper` is the index of the action that opens and closes the gripper, None without one."""
 
-    schema_: Literal["vlaopt.policy/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["vlaopt.policy/1"] = Field(default="vlaopt.policy/1", alias="schema")
     type: str
     action_dim: int = Field(ge=1)
-    gripper: int | None = None
+    gripper: int | None = Field(default=None, ge=0)
     control_hz: float = Field(gt=0)
     components: dict[str, Component]
     loop: Loop
@@ -138,19 +142,57 @@ class PolicySpec(Spec):
 
     @model_validator(mode="after")
     def _tensors_meet(self) -> PolicySpec:
-        known = {processor.output for processor in self.preprocess}
         if isinstance(self.loop, EulerLoop):
-            if self.loop.step not in self.components:
-                raise ValueError(f"the loop's step {self.loop.step!r} is not a component")
-            known |= {self.loop.state_input, self.loop.time_input}
-        for name, component in self.components.items():
-            for tensor in component.inputs:
-                if tensor.name not in known:
-                    raise ValueError(f"component {name!r}: nothing gives its input {tensor.name!r}")
-            known |= {tensor.name for tensor in component.outputs}
-        if self.postprocess.input not in known:
+            self._loop_closes(self.loop)
+        given = [*self._given(), *(tensor.name for name in self.order() for tensor in self.components[name].outputs)]
+        twice = [name for name in given if given.count(name) > 1]
+        if twice:
+            raise ValueError(f"tensor {min(twice)!r} is given twice")
+        if self.postprocess.input not in given:
             raise ValueError(f"nothing gives {self.postprocess.input!r}, which the actions are made from")
         return self
+
+    @model_validator(mode="after")
+    def _gripper_is_an_action(self) -> PolicySpec:
+        if self.gripper is not None and self.gripper >= self.action_dim:
+            raise ValueError(f"gripper {self.gripper} is not one of the {self.action_dim} actions")
+        return self
+
+    def _loop_closes(self, loop: EulerLoop) -> None:
+        """Raises ValueError unless the step gives the velocity, starts from noise, and nothing else waits for the loop."""
+        if loop.step not in self.components:
+            raise ValueError(f"the loop's step {loop.step!r} is not a component")
+        step = self.components[loop.step]
+        if loop.velocity_output not in (tensor.name for tensor in step.outputs):
+            raise ValueError(f"the loop's step {loop.step!r} does not give {loop.velocity_output!r}")
+        if self.noise.law == "none":
+            raise ValueError("an euler loop starts from noise, and the noise law is none")
+        inside = {loop.state_input, loop.time_input, *(tensor.name for tensor in step.outputs)}
+        for name, component in self.components.items():
+            late = [tensor.name for tensor in component.inputs if tensor.name in inside]
+            if name != loop.step and late:
+                raise ValueError(f"component {name!r} takes {late[0]!r}, which only the loop has")
+
+    def order(self) -> list[str]:
+        """The components in the order they run: each after those that give its inputs, by name where that is open.
+
+        Raises ValueError when nothing gives an input.
+        """
+        known, ordered, waiting = set(self._given()), list[str](), sorted(self.components)
+        while waiting:
+            ready = [name for name in waiting if all(tensor.name in known for tensor in self.components[name].inputs)]
+            if not ready:
+                missing = [t.name for t in self.components[waiting[0]].inputs if t.name not in known]
+                raise ValueError(f"component {waiting[0]!r}: nothing gives its input {missing[0]!r}")
+            ordered.append(ready[0])
+            waiting.remove(ready[0])
+            known |= {tensor.name for tensor in self.components[ready[0]].outputs}
+        return ordered
+
+    def _given(self) -> list[str]:
+        """The tensors that are there before any component runs."""
+        loop = [self.loop.state_input, self.loop.time_input] if isinstance(self.loop, EulerLoop) else []
+        return [*(processor.output for processor in self.preprocess), *loop]
 
     def observation_names(self) -> list[str]:
         """The names an observation must have, in the order of the processors."""

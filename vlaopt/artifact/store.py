@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from vlaopt.artifact.artifact import Artifact
-from vlaopt.errors import InputError
-from vlaopt.files import remove_dead_staging, replace_file
+from vlaopt.errors import EnvironmentProblem, InputError
+from vlaopt.files import remove_dead_staging, remove_directory, replace_file
 from vlaopt.hashing import canonical_json, digest_json
 
 VARIABLE = "VLAOPT_STORE"
+_DAY_S = 86400
+_ABSENT = "nothing"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Record:
         return f"{self.name}/{self.target} {self.stage}"
 
 
+_RECORD = TypeAdapter(Record)
+
+
 @dataclass(frozen=True)
 class Store:
     """A directory of stage results: `stages/<stage>/<key>/` are artifacts, `journal/<stage>/<key>.json` their records."""
@@ -45,10 +51,16 @@ class Store:
 
     @classmethod
     def default(cls) -> Store:
-        """The store named by $VLAOPT_STORE, else `vlaopt` in the user's cache directory."""
+        """The store named by $VLAOPT_STORE, else `vlaopt` in the user's cache directory.
+
+        Raises EnvironmentProblem for a user without a home directory.
+        """
         if os.environ.get(VARIABLE):
             return cls(Path(os.environ[VARIABLE]))
-        return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlaopt")
+        try:
+            return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlaopt")
+        except RuntimeError as error:
+            raise EnvironmentProblem("this user has no home directory", hint=f"set {VARIABLE}") from error
 
     def place(self, stage: str, key: str) -> Path:
         """Where the result of a stage under a key lies, or will lie."""
@@ -63,65 +75,72 @@ class Store:
             artifact = Artifact.open(place)
             artifact.check()
         except InputError:
-            shutil.rmtree(place, ignore_errors=True)
+            remove_directory(place)
             return None
         return artifact
 
     def note(self, record: Record) -> None:
         """Write a record of a new result."""
-        path = self.root / "journal" / record.stage / f"{record.key}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, canonical_json({**vars(record), "parts": dict(record.parts)}))
+        replace_file(
+            self._line(record.stage, record.key), canonical_json({**vars(record), "parts": dict(record.parts)})
+        )
 
     def records(self) -> list[Record]:
         """All records whose result is still there, newest first."""
-        found = []
-        for path in (self.root / "journal").glob("*/*.json"):
-            try:
-                record = Record(**json.loads(path.read_bytes()))
-            except (ValueError, TypeError, OSError):
-                continue
-            if self.place(record.stage, record.key).is_dir():
-                found.append(record)
-        return sorted(found, key=lambda record: record.written, reverse=True)
+        return [record for record in self._journal() if self.place(record.stage, record.key).is_dir()]
 
     def why(self, stage: str, name: str, target: str, parts: Mapping[str, Any]) -> str:
         """Why no result of these key parts is stored: what differs from the newest one of the same recipe and stage."""
-        for record in self.records():
+        wanted = json.loads(canonical_json(parts))
+        for record in self._journal():
             if (record.stage, record.name, record.target) == (stage, name, target):
-                changes = list(_differences("", record.parts, parts))
+                changes = list(_differences("", record.parts, wanted))
                 return "; ".join(changes) if changes else "its result was removed"
         return "never built here"
 
     def collect(self, *, older_than_days: float) -> tuple[int, int]:
         """Remove results not written in the last days, and staging of dead processes; gives (entries, bytes) removed."""
         removed, freed = 0, 0
-        for stage in self.root.glob("stages/*"):
-            removed += remove_dead_staging(stage)
-        limit = time.time() - older_than_days * 86400
-        for record in self.records():
-            if record.written <= limit:
-                place = self.place(record.stage, record.key)
-                freed += sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-                shutil.rmtree(place)
-                (self.root / "journal" / record.stage / f"{record.key}.json").unlink(missing_ok=True)
+        for folder in [*self.root.glob("*"), *self.root.glob("*/*")]:
+            removed += remove_dead_staging(folder)
+        limit = time.time() - older_than_days * _DAY_S
+        written = {(record.stage, record.key): record.written for record in self._journal()}
+        for place in self.root.glob("stages/*/[0-9a-f]*"):
+            stage, key = place.parent.name, place.name
+            # A builder killed between the result and its record leaves a result that only its folder dates.
+            if (written[stage, key] if (stage, key) in written else _modified(place)) <= limit:
+                freed += remove_directory(place)
+                self._line(stage, key).unlink(missing_ok=True)
                 removed += 1
         return removed, freed
 
     def remember(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
         """Keep a small result beside the stages, such as the table of a build."""
-        path = self.root / kind / f"{key}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, canonical_json(value))
+        replace_file(self.root / kind / f"{key}.json", canonical_json(value))
 
     def recall(self, kind: str, key: str) -> dict[str, Any] | None:
         """What `remember` kept, or None."""
         path = self.root / kind / f"{key}.json"
         try:
-            value: dict[str, Any] = json.loads(path.read_bytes())
+            value = json.loads(path.read_bytes())
         except (OSError, ValueError):
             return None
-        return value
+        return value if isinstance(value, dict) else None
+
+    def _line(self, stage: str, key: str) -> Path:
+        return self.root / "journal" / stage / f"{key}.json"
+
+    def _journal(self) -> list[Record]:
+        """All sound records, newest first. One that speaks of another stage or key than its file's name is not."""
+        found = []
+        for path in (self.root / "journal").glob("*/*.json"):
+            try:
+                record = _RECORD.validate_json(path.read_bytes())
+            except (ValidationError, OSError):
+                continue
+            if (record.stage, record.key) == (path.parent.name, path.stem):
+                found.append(record)
+        return sorted(found, key=lambda record: record.written, reverse=True)
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -129,10 +148,18 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return digest_json(parts)
 
 
+def _modified(place: Path) -> float:
+    """When a folder was last written; as long ago as can be when another process took it away just now."""
+    try:
+        return place.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _differences(place: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted(old.keys() | new.keys()):
-            yield from _differences(f"{place}.{key}" if place else key, old.get(key), new.get(key))
+            yield from _differences(f"{place}.{key}" if place else key, old.get(key, _ABSENT), new.get(key, _ABSENT))
     elif old != new:
         yield f"{place}: {_short(old)} → {_short(new)}"
 

@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from vlaopt.errors import InputError
+from vlaopt.tensors import Array, check_finite
+
+JERK_FLOOR = 1e-4
+"""Standard deviations. The jerk of a reference that stands still is rounding, and no measure of anything."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class ActionError:
     gripper_bias: float | None
     """Mean signed difference of the executed gripper command, in standard deviations."""
     jerk: float
-    """Relative change of the mean absolute third difference along the chunk: 0.05 is 5 % more jerk."""
+    """Relative change of the mean absolute third difference along the chunk, never relative to less than JERK_FLOOR:
+    0.05 is 5 % more jerk."""
     max_abs: float
     """Largest absolute difference anywhere, in the robot's units."""
 
@@ -49,10 +54,19 @@ class ActionError:
 def compare_actions(
     actions: Array, reference: Array, *, std: Array, n_action_steps: int, gripper: int | None
 ) -> ActionError:
-    """`actions` and `reference`, both float [samples, chunk, action_dim]; `std` [action_dim], the errors' unit."""
+    """`actions` and `reference`, both float [samples, chunk, action_dim]; `std` [action_dim], the errors' unit.
+
+    Raises InputError for shapes that differ, no samples, and values that are not finite: a NaN among many good numbers
+    would not show in a percentile.
+    """
     if actions.shape != reference.shape:
-        raise ValueError(f"shapes differ: {actions.shape} and {reference.shape}")
-    difference = (actions.astype(np.float64) - reference) / std
+        raise InputError(f"actions have shape {list(actions.shape)}, their reference {list(reference.shape)}")
+    if actions.size == 0:
+        raise InputError("no actions to compare")
+    check_finite("actions", actions)
+    check_finite("reference actions", reference)
+    actions, reference = actions.astype(np.float64), reference.astype(np.float64)
+    difference = (actions - reference) / std
     executed = difference[:, :n_action_steps]
     flips = bias = None
     if gripper is not None:
@@ -67,7 +81,7 @@ def compare_actions(
         gripper_flips=flips,
         gripper_bias=bias,
         jerk=_relative(_jerk(actions / std), _jerk(reference / std)),
-        max_abs=float(np.abs(actions.astype(np.float64) - reference).max()),
+        max_abs=float(np.abs(actions - reference).max()),
     )
 
 
@@ -83,7 +97,7 @@ def _jerk(chunks: Array) -> float:
 
 
 def _relative(value: float, reference: float) -> float:
-    return value / reference - 1.0 if reference > 0 else 0.0
+    return (value - reference) / max(reference, JERK_FLOOR)
 
 
 @dataclass(frozen=True)

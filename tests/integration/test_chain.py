@@ -1,0 +1,157 @@
+"""The chain: one recipe in, one checked artifact out; nothing is done twice; every stage also runs alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vlaopt
+from tests.integration.conftest import CPU, NO_RECOVERY, ROOT, SmallBuild, settings
+from tests.integration.conftest import vlaopt as command
+from vlaopt.artifact.artifact import Artifact
+from vlaopt.artifact.store import Store
+from vlaopt.chain import build, plan, run_stage
+from vlaopt.errors import GateError, InputError
+from vlaopt.progress import Silent
+from vlaopt.recipe.load import load_recipe
+from vlaopt.runtime.golden import Golden
+from vlaopt.stages import ORDER, get
+
+pytestmark = pytest.mark.xdist_group("chain")
+
+
+def test_a_build_runs_every_stage_and_publishes_a_sound_artifact(small_build: SmallBuild) -> None:
+    assert [outcome.stage for outcome in small_build.result.outcomes] == list(ORDER)
+    artifact = Artifact.open(small_build.result.artifact.path)
+    artifact.check()
+    assert artifact.path == small_build.output / "edge-vla" / artifact.version / "cpu-x86"
+    assert [step.stage for step in artifact.manifest.lineage] == list(ORDER)
+    assert artifact.manifest.engine is not None
+
+
+def test_the_artifact_predicts_what_the_reference_did(small_build: SmallBuild) -> None:
+    artifact = small_build.result.artifact
+    golden = Golden.of(artifact)
+    policy = vlaopt.open(artifact.path)
+    chunk = policy.predict_chunk(golden.observations[0])
+    assert chunk.shape == (10, 4)
+    assert chunk.dtype == np.float32
+    assert np.abs(chunk - golden.actions[0]).mean() < 0.2
+    assert np.array_equal(policy.predict(golden.observations[0]), chunk[0])
+
+
+def test_the_second_build_does_nothing(small_build: SmallBuild) -> None:
+    again = build(small_build.result.recipe, output=small_build.output, store=small_build.store)
+    assert all(outcome.cached for outcome in again.outcomes)
+    assert again.artifact.id == small_build.result.artifact.id
+
+
+def test_the_second_build_takes_under_two_seconds(small_build: SmallBuild) -> None:
+    arguments = ["build", CPU, *settings(NO_RECOVERY), "--output", small_build.output]
+    first = command(*arguments, store=small_build.store.root)
+    assert first.returncode == 0, first.stderr
+    started = time.monotonic()
+    second = command(*arguments, store=small_build.store.root)
+    seconds = time.monotonic() - started
+    assert second.returncode == 0
+    assert "nothing to do" in second.stdout
+    assert second.stdout.splitlines()[-1] == str(small_build.result.artifact.path)
+    assert seconds < 2
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [
+        ("bench.hz=40", "bench"),
+        ("verify.samples=10", "export"),
+        ("engine.minimum_speedup=0.5", "engine"),
+        ("quantize.calibrator=mse", "quantize"),
+        ("prune.amount=0.25", "prune"),
+    ],
+)
+def test_a_changed_value_runs_its_stage_and_those_after_it(small_build: SmallBuild, override: str, first: str) -> None:
+    planned = plan(load_recipe(CPU, overrides=[*NO_RECOVERY, override]), small_build.store)
+    position = ORDER.index(first)
+    assert [stage.state for stage in planned] == ["cached"] * position + ["run"] + ["follows"] * (6 - position)
+    key = override.split("=")[0]
+    assert key in planned[position].why
+
+
+def test_cache_why_says_what_changed(small_build: SmallBuild) -> None:
+    arguments = ["cache", "why", CPU, *settings([*NO_RECOVERY, "quantize.calibrator=mse"]), "--json"]
+    told = json.loads(command(*arguments, store=small_build.store.root).stdout)
+    assert told[2]["stage"] == "quantize"
+    assert "quantize.calibrator" in told[2]["why"]
+    assert "entropy → mse" in told[2]["why"]
+
+
+def test_each_stage_alone_gives_what_the_build_gave(small_build: SmallBuild, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    source: Artifact | None = None
+    for outcome in small_build.result.outcomes[:4]:
+        alone = run_stage(get(outcome.stage), small_build.result.recipe, source, store=store, progress=Silent())
+        assert not alone.cached
+        assert alone.artifact.manifest.content_digest() == outcome.artifact.manifest.content_digest(), outcome.stage
+        source = alone.artifact
+
+
+@pytest.mark.parametrize("stage", ["engine", "verify", "bench"])
+def test_a_stage_runs_from_the_command_line_on_the_artifact_before_it(
+    small_build: SmallBuild, tmp_path: Path, stage: str
+) -> None:
+    before = small_build.result.outcomes[ORDER.index(stage) - 1].artifact
+    arguments = [stage, before.path, "--recipe", CPU, *settings(NO_RECOVERY), "--json"]
+    done = command(*arguments, store=tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["stage"] == stage
+    made = Artifact.open(told["path"]).manifest
+    portable = {entry.path: entry.sha256 for entry in made.by_role("policy", "golden")}
+    wanted = small_build.result.outcomes[ORDER.index(stage)].artifact.manifest.by_role("policy", "golden")
+    assert portable == {entry.path: entry.sha256 for entry in wanted}
+
+
+def test_a_stage_refuses_the_artifact_of_another_stage(small_build: SmallBuild, tmp_path: Path) -> None:
+    exported = small_build.result.outcomes[0].artifact
+    with pytest.raises(InputError, match="verify takes the artifact of engine, this one is of export"):
+        run_stage(get("verify"), small_build.result.recipe, exported, store=Store(tmp_path), progress=Silent())
+
+
+def test_a_missed_gate_ends_with_five_and_keeps_its_report(small_build: SmallBuild, tmp_path: Path) -> None:
+    quantized = small_build.result.outcomes[1].artifact
+    recipe = load_recipe(CPU, overrides=[*NO_RECOVERY, "accept.action_error.mean=1e-9"])
+    exported = small_build.result.outcomes[0].artifact
+    store = Store(tmp_path / "store")
+    with pytest.raises(GateError, match=r"mean action error .* \(limit 1e-09\)") as raised:
+        run_stage(get("prune"), recipe, exported, store=store, progress=Silent())
+    assert raised.value.exit_code == 5
+    assert raised.value.hint is not None
+    kept = list((store.root / "failed").rglob("prune.json"))
+    assert json.loads(kept[0].read_bytes())["action_error"]["executed"]["mean"] > 1e-9
+    assert not list((store.root / "stages").rglob("manifest.json"))
+    assert quantized.path.is_dir()
+
+
+def test_what_changes_while_a_stage_reads_it_is_not_stored(
+    small_build: SmallBuild, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = get("quantize")
+    answers = iter([{"calibration": "0" * 64}, {"calibration": "1" * 64}])
+    monkeypatch.setattr(stage, "outside", lambda recipe: next(answers))
+    store = Store(tmp_path / "store")
+    with pytest.raises(InputError, match="was changed while it ran"):
+        run_stage(
+            stage, small_build.result.recipe, small_build.result.outcomes[1].artifact, store=store, progress=Silent()
+        )
+    assert not list(store.root.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("edge-vla/*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_can_be_planned_here(recipe: Path, tmp_path: Path) -> None:
+    done = command("build", recipe, "--dry-run", "--json", store=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [stage["stage"] for stage in json.loads(done.stdout)] == list(ORDER)

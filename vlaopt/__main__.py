@@ -1,0 +1,5 @@
+"""`python -m vlaopt`: the command line."""
+
+from vlaopt.cli import main
+
+main()

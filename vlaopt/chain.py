@@ -1,0 +1,177 @@
+"""Plan and execute: run the stages in order, each from the store when nothing it depends on has changed."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlaopt import stages
+from vlaopt.artifact.artifact import Artifact, copy, drafted, finish
+from vlaopt.artifact.manifest import Step
+from vlaopt.artifact.store import Record, Store, key_of
+from vlaopt.errors import GateError, InputError
+from vlaopt.files import staged_directory, write_file
+from vlaopt.progress import Progress, Silent
+from vlaopt.recipe.load import load_recipe
+from vlaopt.recipe.model import Recipe
+from vlaopt.stages import ORDER, Stage
+
+DEFAULT_OUTPUT = "artifacts"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One stage of a build: its stored result, whether it was there already, and the seconds making it took."""
+
+    stage: str
+    artifact: Artifact
+    cached: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Build:
+    """A finished build: every stage's outcome, and the published artifact."""
+
+    recipe: Recipe
+    outcomes: tuple[Outcome, ...]
+    artifact: Artifact
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a plan: `state` is `cached`, `run`, or `follows` when its input is not known before an earlier stage ran."""
+
+    stage: str
+    state: str
+    why: str
+
+
+def build(
+    recipe: str | Path | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    target: str | None = None,
+    start_from: str | None = None,
+    output: str | Path = DEFAULT_OUTPUT,
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> Build:
+    """Run the whole chain and publish its artifact under `output`; `start_from` runs that stage and later ones anew.
+
+    Raises InputError, EnvironmentProblem, StageError or GateError; every stage that ended well stays in the store.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe), overrides=overrides, target=target)
+    kept = store or Store.default()
+    outcomes = run_stages(loaded, None, ORDER, store=kept, progress=progress or Silent(), start_from=start_from)
+    return Build(loaded, tuple(outcomes), publish(outcomes[-1].artifact, loaded, Path(output)))
+
+
+def run_stages(
+    recipe: Recipe,
+    source: Artifact | None,
+    names: Sequence[str],
+    *,
+    store: Store,
+    progress: Progress,
+    start_from: str | None = None,
+) -> list[Outcome]:
+    """The stages `names` one after the other, the first on `source`."""
+    outcomes: list[Outcome] = []
+    anew = False
+    for name in names:
+        anew = anew or name == start_from
+        outcome = run_stage(stages.get(name), recipe, source, store=store, progress=progress, anew=anew)
+        source = outcome.artifact
+        outcomes.append(outcome)
+    return outcomes
+
+
+def run_stage(
+    stage: Stage, recipe: Recipe, source: Artifact | None, *, store: Store, progress: Progress, anew: bool = False
+) -> Outcome:
+    """One stage, from the store when it is there. What it read from outside is hashed again before it is stored."""
+    stage.requires(source)
+    parts = stage.key_parts(recipe, source)
+    key = key_of(parts)
+    if anew:
+        shutil.rmtree(store.place(stage.name, key), ignore_errors=True)
+    elif found := store.find(stage.name, key):
+        return Outcome(stage.name, found, cached=True, seconds=0.0)
+    started = time.monotonic()
+    final = store.place(stage.name, key)
+    with drafted(final) as draft:
+        try:
+            stage.run(recipe, source, draft, progress)
+        except GateError as error:
+            error.hint = "; ".join(filter(None, [error.hint, _keep_reports(draft.folder, store, stage.name, key)]))
+            raise
+        if stage.key_parts(recipe, source) != parts:
+            raise InputError(f"what {stage.name} reads was changed while it ran", hint="run it again")
+        resolved = recipe.resolved()
+        lineage = source.manifest.lineage if source else ()
+        step = Step(stage=stage.name, stage_version=stage.version, key=key, took=parts["input"])
+        seen = {**(source.manifest.recipe if source else {}), **parts["recipe"], "target": resolved["target"]}
+        finish(
+            draft,
+            name=recipe.name,
+            version=recipe.version,
+            target=recipe.target.name,
+            stage=stage.name,
+            recipe=seen,
+            lineage=(*lineage, step),
+            tools={**(source.manifest.tools if source else {}), **parts["tools"]},
+        )
+    seconds = time.monotonic() - started
+    store.note(
+        Record(stage.name, key, recipe.name, recipe.target.name, parts, round(seconds, 3), round(time.time(), 3))
+    )
+    return Outcome(stage.name, Artifact.open(final), cached=False, seconds=seconds)
+
+
+def _keep_reports(folder: Path, store: Store, stage: str, key: str) -> str | None:
+    """Save the reports of a draft whose gate was missed; gives the sentence that says where."""
+    reports = sorted((folder / "reports").glob("*")) if (folder / "reports").is_dir() else []
+    if not reports:
+        return None
+    place = store.root / "failed" / f"{stage}-{key[:12]}"
+    shutil.rmtree(place, ignore_errors=True)
+    with staged_directory(place) as kept:
+        for report in reports:
+            write_file(kept / report.name, report.read_bytes())
+    return f"its report is kept in {place}"
+
+
+def publish(artifact: Artifact, recipe: Recipe, output: Path) -> Artifact:
+    """Copy a stage's result to `output/<name>/<version>+<digest12>/<target>/` with the whole recipe in its manifest."""
+    whole = recipe.resolved()
+    fields: dict[str, Any] = {
+        "name": recipe.name,
+        "version": recipe.version,
+        "target": recipe.target.name,
+        "recipe": {key: whole[key] for key in whole if key not in ("name", "version", "schema")},
+    }
+    renamed = artifact.manifest.model_copy(update=fields)
+    manifest = type(artifact.manifest).model_validate_json(renamed.encode())
+    published = Artifact.from_manifest(artifact.path, manifest)
+    return copy(published, output / recipe.name / published.version / recipe.target.name)
+
+
+def plan(recipe: Recipe, store: Store, names: Sequence[str] = ORDER) -> list[Planned]:
+    """What a build would do, stage by stage, and why; runs nothing."""
+    planned: list[Planned] = []
+    source: Artifact | None = None
+    for position, name in enumerate(names):
+        stage = stages.get(name)
+        parts = stage.key_parts(recipe, source)
+        found = store.find(name, key_of(parts))
+        if found is None:
+            planned.append(Planned(name, "run", store.why(name, recipe.name, recipe.target.name, parts)))
+            return [*planned, *(Planned(later, "follows", f"after {name}") for later in names[position + 1 :])]
+        planned.append(Planned(name, "cached", key_of(parts)[:12]))
+        source = found
+    return planned

@@ -1,0 +1,87 @@
+"""All subcommands, and how an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from vlaopt import __version__
+from vlaopt.cli import bench, build, cache, compare, evaluate, inspect, recipe, stage, target, verify
+from vlaopt.errors import VlaoptError
+
+BUG, USAGE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="vlaopt",
+    help="Turn a trained Vision-Language-Action policy into a small, fast, checked artifact.",
+    epilog="Exit codes: 0 ok · 1 a bug · 2 bad usage or input · 3 this machine cannot · 4 a stage failed · 5 a gate "
+    "was missed · 130 interrupted. Example: vlaopt build recipes/edge-vla/cpu.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every subcommand."""
+
+
+for module in (build, stage, verify, bench, compare, inspect, evaluate, recipe, target, cache):
+    module.add_to(app)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; gives its exit code. Never raises."""
+    try:
+        result = app(arguments, standalone_mode=False, prog_name="vlaopt")
+    except VlaoptError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        for line in error.lines():
+            _say(line if line.startswith("hint:") else f"error: {line}")
+        return error.exit_code
+    except typer.TyperException as error:
+        # A command line without a command has printed its help, and has no message.
+        if message := error.format_message():
+            _say(f"error: {message}")
+            _say("hint: vlaopt --help lists the commands, vlaopt COMMAND --help its options")
+        return USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        result = INTERRUPTED
+    except SystemExit:
+        # Typer exits by itself only when the reader of stdout is gone, as in `vlaopt recipe schema | head -1`.
+        return 0
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        _say(f"error: a bug in vlaopt: {type(error).__name__}: {error}")
+        _say("hint: run again with `vlaopt --debug …` and report what it prints")
+        return BUG
+    if result == INTERRUPTED:
+        _say("interrupted; finished stages are kept, run the same command to go on")
+    return result if isinstance(result, int) else 0
+
+
+def _say(line: str) -> None:
+    """One line on stderr, whatever a path or a library's message holds."""
+    print("".join(_visible(character) for character in " ".join(line.splitlines())), file=sys.stderr)  # noqa: T201
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

@@ -1,0 +1,109 @@
+"""vlaopt export | prune | quantize | onnx | engine: one stage alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlaopt.cli import terminal
+from vlaopt.cli.recipe import AsJson, Overrides
+
+SUMMARIES = {
+    "export": "Checkpoint to FP32 ONNX components, PolicySpec and golden data, compared with eager.",
+    "prune": "Make the components smaller by the recipe's method, with recovery training where it asks.",
+    "quantize": "Find scales on the calibration set and decide which nodes run in which precision.",
+    "onnx": "Write the final portable graphs: simplified, Q/DQ in, checked.",
+    "engine": "Compile the portable graphs for the target and audit their precision.",
+}
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE", help="A recipe (earlier stages run as needed), or the artifact of the stage before."
+    ),
+]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", metavar="RECIPE", help="The recipe, when SOURCE is an artifact.")
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="DIR", help="Publish the result there; it stays in the store otherwise."),
+]
+
+
+ONLY_STAGE = "only for a stage that is run by its recipe"
+
+
+def run_alone(
+    name: str, source: Path, recipe: Path | None, overrides: list[str] | None, output: Path | None, as_json: bool
+) -> None:
+    """Run one stage on a recipe or an artifact and give the result's path."""
+    from vlaopt.artifact.artifact import Artifact
+    from vlaopt.artifact.store import Store
+    from vlaopt.chain import publish, run_stages
+    from vlaopt.errors import InputError
+    from vlaopt.recipe.load import load_recipe
+    from vlaopt.stages import ORDER
+
+    store = Store.default()
+    if source.is_dir():
+        artifact = Artifact.open(source)
+        if recipe is None:
+            raise InputError(
+                f"{name} on an artifact needs the recipe it is built by",
+                where=str(source),
+                hint=f"vlaopt {name} {source} --recipe RECIPE",
+            )
+        loaded, names = load_recipe(recipe, overrides=overrides or (), target=artifact.manifest.target), [name]
+    else:
+        if recipe is not None:
+            raise InputError("give either a recipe or an artifact with --recipe, not two recipes", where=str(source))
+        artifact = None
+        loaded, names = load_recipe(source, overrides=overrides or ()), list(ORDER[: ORDER.index(name) + 1])
+    with terminal.watched(quiet=as_json) as progress:
+        outcome = run_stages(loaded, artifact, names, store=store, progress=progress)[-1]
+    result = publish(outcome.artifact, loaded, output) if output else outcome.artifact
+    if as_json:
+        terminal.give_json(
+            {
+                "path": str(result.path),
+                "id": result.id,
+                "stage": name,
+                "content": result.manifest.content_digest(),
+                "cached": outcome.cached,
+                "metrics": result.manifest.metrics.get(name, {}),
+            }
+        )
+    else:
+        terminal.give(str(result.path))
+
+
+def refuse_options(given: Mapping[str, object], why: str, *, hint: str) -> None:
+    """Raise InputError, naming those of the options that were given: nothing asked for is silently left undone."""
+    from vlaopt.errors import InputError
+
+    stray = [option for option, value in given.items() if value]
+    if stray:
+        raise InputError(f"{', '.join(stray)}: {why}", hint=hint)
+
+
+def _command(name: str) -> Callable[..., None]:
+    def command(
+        source: Source,
+        recipe: RecipeOption = None,
+        overrides: Overrides = None,
+        output: OutputOption = None,
+        as_json: AsJson = False,
+    ) -> None:
+        run_alone(name, source, recipe, overrides, output, as_json)
+
+    command.__doc__ = SUMMARIES[name]
+    return command
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the subcommands."""
+    for name in SUMMARIES:
+        app.command(name, epilog=f"Example: vlaopt {name} recipes/edge-vla/cpu.yaml")(_command(name))

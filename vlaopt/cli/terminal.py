@@ -1,0 +1,137 @@
+"""What a person sees: progress on stderr, results on stdout. No bars and no colour where nobody watches."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from vlaopt.progress import Silent, Task
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+    from rich.table import Table
+
+SLOW_S = 1.0
+
+
+class _Bar:
+    def __init__(self, bars: Bars, identity: TaskID) -> None:
+        self._bars, self._identity = bars, identity
+
+    def advance(self, items: int = 1) -> None:
+        self._bars.advance(self._identity, items)
+
+
+class Terminal:
+    """Progress as bars that vanish when done, with counts and the time left."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+
+    @contextmanager
+    def task(self, label: str, total: int | None = None) -> Iterator[Task]:
+        identity = self._bars.add_task(label, total=total)
+        try:
+            yield _Bar(self._bars, identity)
+        finally:
+            self._bars.remove_task(identity)
+
+
+class _Silence:
+    def advance(self, items: int = 1) -> None:
+        """A log needs no items."""
+
+
+class Log:
+    """Progress as one line for each task that took more than a second."""
+
+    @contextmanager
+    def task(self, label: str, total: int | None = None) -> Iterator[Task]:
+        started = time.monotonic()
+        yield _Silence()
+        seconds = time.monotonic() - started
+        if seconds > SLOW_S:
+            note(f"{label}: {f'{total} in ' if total else ''}{seconds:.1f} s")
+
+
+@contextmanager
+def watched(quiet: bool = False) -> Iterator[Silent | Terminal | Log]:
+    """The progress that suits stderr: bars on a terminal, lines elsewhere, nothing when `quiet`."""
+    if quiet:
+        yield Silent()
+    elif not sys.stderr.isatty():
+        yield Log()
+    else:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bars
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Bars(*columns, console=console(sys.stderr), transient=True) as bars:
+            yield Terminal(bars)
+
+
+def console(stream: Any = None) -> Console:
+    """A console on `stream` (stdout by default) that draws colour only on a terminal."""
+    from rich.console import Console
+
+    target = stream or sys.stdout
+    width = None if target.isatty() else 140
+    # Cells hold shapes, paths and messages: a bracket in them is a bracket, not rich's markup.
+    return Console(file=target, highlight=False, markup=False, emoji=False, soft_wrap=False, width=width)
+
+
+def note(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def give(text: str) -> None:
+    """The result, on stdout."""
+    print(text)  # noqa: T201
+
+
+def give_json(value: Any) -> None:
+    """The result as JSON, on stdout."""
+    give(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False))
+
+
+def give_table(table: Table) -> None:
+    """The result as a table, on stdout."""
+    console().print(table)
+
+
+def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) -> Table:
+    """An empty table; the columns in `right` are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def size(count: int) -> str:
+    """Bytes as people read them: 1.2 MB."""
+    return f"{count / 1e6:.2f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"

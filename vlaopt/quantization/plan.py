@@ -1,0 +1,177 @@
+"""The quantization plan: which node runs in which precision and why, and the ranges of its activations. As data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import pydantic
+from onnx import ModelProto
+from pydantic import BaseModel, ConfigDict, Field
+
+from vlaopt.errors import InputError
+from vlaopt.graph.scopes import covers, nearest, node_path
+from vlaopt.hashing import canonical_json, digest_bytes
+from vlaopt.quantization.calibrators import CalibratorName, Range
+from vlaopt.quantization.weights import Layer, layers, quantized_outputs
+
+NodeScheme = Literal["int8", "int8-dynamic", "int8-weights", "fp32"]
+PlanScheme = Literal["int8", "int8-dynamic"]
+WeightScales = Literal["per-channel", "per-tensor"]
+Rules = Sequence[tuple[str, NodeScheme]]
+"""Pairs of glob and scheme; of all that cover a node the last decides."""
+
+PAYS_FROM: Mapping[str, float] = {"Conv": 32.0, "Gemm": 96.0, "MatMul": 96.0}
+"""Multiply-adds per value read or written from which 8-bit beats FP32 on a CPU.
+
+Below, quantizing the values costs more than the products save. Measured with ONNX Runtime 1.31 and OpenVINO 2026.4 on
+one thread of a Xeon with AMX on chains of one layer: pointwise convolutions of 32, 64 and 256 channels (intensity 16,
+32, 128) ran 0.94, 1.19 and 1.67 times as fast as FP32, depthwise ones 0.3 times, products of 128, 256 and 1024 squared
+(intensity 64, 128, 512) 0.9, 1.7 and 2.9 times.
+"""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class NodePlan(_Frozen):
+    """What one node with weights runs in, and why."""
+
+    operator: str
+    scheme: NodeScheme
+    reason: str
+
+
+class ComponentPlan(_Frozen):
+    """The nodes with weights of one component, by name, and the ranges of their activations: [low, high] by tensor."""
+
+    graph_digest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the graph that was planned for.")
+    nodes: dict[str, NodePlan]
+    ranges: dict[str, tuple[float, float]] = {}
+
+    def named(self, scheme: NodeScheme) -> list[str]:
+        """The nodes of a scheme."""
+        return [name for name, node in self.nodes.items() if node.scheme == scheme]
+
+
+class QuantizationPlan(_Frozen):
+    """The plan of a whole policy. One plan serves every backend; how Q/DQ nodes are placed differs per backend."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    schema_: Literal["vlaopt.quantization/1"] = Field(default="vlaopt.quantization/1", alias="schema")
+    scheme: PlanScheme
+    weights: WeightScales = "per-channel"
+    calibrator: CalibratorName | None = Field(description="null when nothing was calibrated.")
+    calibration_digest: str | None
+    samples: int = Field(ge=0)
+    components: dict[str, ComponentPlan]
+
+    def to_json(self) -> bytes:
+        """Canonical JSON: equal plans give equal bytes."""
+        return canonical_json(self.model_dump(mode="json", by_alias=True))
+
+    @classmethod
+    def from_json(cls, data: bytes, *, where: str) -> QuantizationPlan:
+        """The plan in `data`. Raises InputError with the first problem, placed at `where` and its key."""
+        try:
+            return cls.model_validate_json(data)
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(map(str, problem["loc"]))
+            raise InputError(f"not a quantization plan: {problem['msg']}", where=f"{where}:{key}") from error
+
+
+def plan_nodes(
+    models: Mapping[str, ModelProto], *, scheme: PlanScheme, rules: Rules = ()
+) -> dict[str, dict[str, NodePlan]]:
+    """What every node with weights of every component runs in, by component and node.
+
+    Without a rule, `scheme` holds for the nodes it pays for (`PAYS_FROM`). A rule holds as it says, except that weights
+    of lookups and recurrent cells are stored in int8 where it says int8, and a node without such a form stays FP32.
+    Raises InputError for a rule that covers no node that can do what it says.
+    """
+    found = {component: layers(model) for component, model in models.items()}
+    for glob, wanted in rules:
+        _must_apply(glob, wanted, found)
+    return {
+        component: {name: _node_plan(component, layer, scheme, rules) for name, layer in of_component.items()}
+        for component, of_component in found.items()
+    }
+
+
+def calibrated_tensors(model: ModelProto, nodes: Mapping[str, NodePlan]) -> list[str]:
+    """The activations of `model` that some placement of these nodes needs the range of, in the graph's order."""
+    chosen = [name for name, node in nodes.items() if node.scheme == "int8"]
+    known = layers(model)
+    tensors = {known[name].activation for name in chosen} | quantized_outputs(model.graph, chosen)
+    order = [value.name for value in model.graph.input] + [name for node in model.graph.node for name in node.output]
+    return [name for name in order if name in tensors]
+
+
+def component_plan(graph: bytes, nodes: Mapping[str, NodePlan], ranges: Mapping[str, Range]) -> ComponentPlan:
+    """The plan of one component from its parts. `graph` is the serialised graph that it was made for."""
+    return ComponentPlan(
+        graph_digest=digest_bytes(graph),
+        nodes=dict(nodes),
+        ranges={name: (found.low, found.high) for name, found in ranges.items()},
+    )
+
+
+def _node_plan(component: str, layer: Layer, scheme: PlanScheme, rules: Rules) -> NodePlan:
+    name, operator = layer.node.name, layer.node.op_type
+    decisive = next((rule for rule in reversed(rules) if covers(rule[0], component, name)), None)
+    if decisive is None:
+        chosen, reason = _by_default(layer, scheme)
+    else:
+        chosen, reason = _by_rule(layer, *decisive)
+    return NodePlan(operator=operator, scheme=chosen, reason=reason)
+
+
+def _by_default(layer: Layer, scheme: PlanScheme) -> tuple[NodeScheme, str]:
+    possible, obstacle = _possible(layer, scheme)
+    if possible != scheme:
+        return "fp32", obstacle
+    least = PAYS_FROM[layer.node.op_type]
+    if layer.intensity < least:
+        return "fp32", f"{layer.intensity:.0f} multiply-adds per value: too few, 8-bit pays from {least:.0f}"
+    return scheme, f"{layer.intensity:.0f} multiply-adds per value"
+
+
+def _by_rule(layer: Layer, glob: str, wanted: NodeScheme) -> tuple[NodeScheme, str]:
+    possible, obstacle = _possible(layer, wanted)
+    reason = f"rule {glob}"
+    return possible, reason if possible == wanted else f"{reason} says {wanted}, but {obstacle}"
+
+
+def _possible(layer: Layer, wanted: NodeScheme) -> tuple[NodeScheme, str]:
+    """The nearest to `wanted` that the node can run in, and why it is another."""
+    if wanted in ("fp32", "int8-weights"):
+        return wanted, ""
+    if layer.activation is None:
+        # Dequantized on every run they made an LSTM 1.36 times as slow in ONNX Runtime, so nobody gets it unasked.
+        fallback: NodeScheme = "int8-weights" if wanted == "int8" else "fp32"
+        return fallback, f"only the weights of {layer.node.op_type} can be int8, which saves storage and no time"
+    if layer.obstacle:
+        return "fp32", layer.obstacle
+    if wanted == "int8-dynamic" and layer.node.op_type == "Conv":
+        return "fp32", "only matrix products have a dynamic form that backends fuse"
+    return wanted, ""
+
+
+def _must_apply(glob: str, wanted: NodeScheme, found: Mapping[str, Mapping[str, Layer]]) -> None:
+    every = [(component, layer) for component, known in found.items() for layer in known.values()]
+    covered = [layer for component, layer in every if covers(glob, component, layer.node.name)]
+    if not covered:
+        near = nearest(glob, (node_path(component, layer.node.name) for component, layer in every))
+        raise InputError(
+            f"scope {glob!r} matches no layer with weights",
+            where="quantize.rules",
+            hint=f"the nearest layer is {near!r}" if near else "this policy has no layer with weights",
+        )
+    reasons = [_possible(layer, wanted) for layer in covered]
+    if wanted != "fp32" and all(possible == "fp32" for possible, _ in reasons):
+        raise InputError(
+            f"nothing that scope {glob!r} matches can be {wanted}: {reasons[0][1]}", where="quantize.rules"
+        )

@@ -1,0 +1,156 @@
+"""Which nodes hold weights that can be 8-bit, along which axis their scales go, and how much a node computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, helper
+
+from vlaopt.graph.topology import constants, consumers
+from vlaopt.tensors import Array
+
+MATRIX_OPERATORS = frozenset({"Conv", "Gemm", "MatMul"})
+"""Their products can be computed in 8 bit."""
+
+STORED_OPERATORS = frozenset({"Gather", "GRU", "LSTM", "RNN"})
+"""Their weights can be stored in 8 bit; what they compute stays FP32."""
+
+WEIGHT_LIMIT = 127
+"""Symmetric: -128 has no opposite, and TensorRT's zero point is always 0."""
+
+SMALLEST_SCALE = 2.0**-40
+"""A scale of 0 is not valid ONNX, and the product of two scales must be a normal float32."""
+
+
+_ABSORBED = ("Relu", "Clip")
+"""What a quantizer with a fitting range does anyway, so backends drop it."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One constant operand: its tensor, the node's input that takes it, and the axis along which scales differ."""
+
+    tensor: str
+    position: int
+    axis: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with weights. `activation` is the tensor it multiplies them with, None for `STORED_OPERATORS`.
+
+    `intensity` is multiply-adds per value read or written, 0 for `STORED_OPERATORS`; `obstacle` says why its product
+    cannot be 8-bit.
+    """
+
+    node: NodeProto
+    weights: tuple[Weight, ...]
+    activation: str | None
+    intensity: float
+    obstacle: str | None
+
+
+def layers(model: ModelProto) -> dict[str, Layer]:
+    """Every node with constant float32 weights in the graph itself, by node name."""
+    stored = {
+        name: tuple(tensor.dims)
+        for name, tensor in constants(model.graph).items()
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    }
+    shapes = _shapes(model.graph) | _shapes(onnx.shape_inference.infer_shapes(model).graph) | stored
+    found = (_layer(node, stored, shapes) for node in model.graph.node)
+    return {layer.node.name: layer for layer in found if layer}
+
+
+def quantized_outputs(graph: GraphProto, nodes: Iterable[str]) -> set[str]:
+    """The tensors that ONNX Runtime needs quantized, behind `nodes`, to compute these in integers; no graph outputs.
+
+    A convolution always needs it, a Gemm in front of a Relu too: ONNX Runtime would join the two in FP32. The quantizer
+    goes behind an activation that it absorbs.
+    """
+    takers = consumers(graph)
+    given = {value.name for value in graph.output}
+    chosen = set(nodes)
+    found = set()
+    for node in graph.node:
+        if node.name not in chosen or node.op_type not in ("Conv", "Gemm") or node.output[0] in given:
+            continue
+        followers = takers.get(node.output[0], [])
+        if len(followers) == 1 and followers[0].op_type in _ABSORBED:
+            found.add(followers[0].output[0])
+        elif node.op_type == "Conv":
+            found.add(node.output[0])
+    return found - given
+
+
+def attribute(node: NodeProto, name: str, default: float) -> float:
+    """A number in a node's attributes."""
+    return next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)
+
+
+def weight_axes(node: NodeProto, rank: int) -> dict[int, int]:
+    """The inputs of a node that can be 8-bit weights, of `rank` dimensions, each with the axis of its scales."""
+    if node.op_type == "Gather":
+        return {0: 0}
+    if node.op_type in STORED_OPERATORS:
+        return {1: 1, 2: 1}
+    if node.op_type in MATRIX_OPERATORS:
+        return {1: {"Conv": 0, "Gemm": 0 if attribute(node, "transB", 0) else 1, "MatMul": rank - 1}[node.op_type]}
+    return {}
+
+
+def _layer(
+    node: NodeProto, stored: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> Layer | None:
+    rank = len(stored.get(node.input[1], ())) if len(node.input) > 1 else 0
+    axes = weight_axes(node, rank)
+    weights = tuple(Weight(node.input[at], at, axis) for at, axis in axes.items())
+    if not weights or any(weight.tensor not in stored for weight in weights):
+        return None
+    if node.op_type in STORED_OPERATORS:
+        return Layer(node, weights, None, 0.0, None)
+    return Layer(node, weights, node.input[0], _intensity(node, weights[0], shapes), _obstacle(node, rank))
+
+
+def _intensity(node: NodeProto, weight: Weight, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    read, written = shapes.get(node.input[0]), shapes.get(node.output[0])
+    if not read or not written:
+        return 0.0
+    kernel = shapes[weight.tensor]
+    per_output = math.prod(kernel) / kernel[weight.axis]
+    return per_output * math.prod(written) / (math.prod(read) + math.prod(written))
+
+
+def _obstacle(node: NodeProto, rank: int) -> str | None:
+    if node.op_type == "MatMul" and rank != 2:
+        return f"its weights have {rank} dimensions, 8-bit products take 2"
+    if node.op_type == "Gemm" and attribute(node, "transA", 0):
+        return "its activation is transposed"
+    if node.op_type == "Gemm" and (attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0):
+        return "it scales its product or its bias"
+    return None
+
+
+def _shapes(graph: GraphProto) -> dict[str, tuple[int, ...]]:
+    values = (*graph.input, *graph.output, *graph.value_info)
+    shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
+    return {name: shape for name, shape in shapes.items() if shape and all(shape)}
+
+
+def quantize_weight(values: Array, axis: int | None, floor: Array | float = 0.0) -> tuple[Array, Array]:
+    """Symmetric int8 codes of `values`, and the float32 scales: one per index of `axis`, or one for all when None.
+
+    No scale is below `floor` (one per index or one for all) or `SMALLEST_SCALE`, so a channel of zeros has one too.
+    """
+    others = tuple(at for at in range(values.ndim) if at != axis) if axis is not None else None
+    amax = np.abs(values.astype(np.float64)).max(axis=others, initial=0.0)
+    scale = np.maximum(np.maximum(amax / WEIGHT_LIMIT, floor), SMALLEST_SCALE).astype(np.float32)
+    shape = [1] * values.ndim
+    if axis is not None:
+        shape[axis] = -1
+    codes = np.rint(values.astype(np.float64) / scale.astype(np.float64).reshape(shape))
+    return np.clip(codes, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scale

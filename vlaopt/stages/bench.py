@@ -1,0 +1,123 @@
+"""bench: latency as the robot meets it, on an artifact whose gates held."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vlaopt import backends
+from vlaopt.artifact.artifact import Artifact, Draft
+from vlaopt.benchmark.environment import machine_key, read_environment
+from vlaopt.benchmark.measure import measure
+from vlaopt.benchmark.record import BenchRecord, BenchSettings, Subject
+from vlaopt.hashing import digest_bytes
+from vlaopt.progress import Progress
+from vlaopt.recipe.model import Recipe
+from vlaopt.runtime.golden import ACTIONS, Golden
+from vlaopt.runtime.policy import open_artifact
+from vlaopt.stages import Stage
+from vlaopt.tensors import Array
+
+REPORT = "reports/bench.json"
+
+
+class Bench(Stage):
+    """See the module. An engine that is to be finished on its target is measured there, not here."""
+
+    name: ClassVar = "bench"
+    version: ClassVar = 1
+    sections: ClassVar = ("bench", "accept")
+    tools: ClassVar = ("onnxruntime", "openvino", "numpy")
+
+    def machine(self) -> str:
+        return machine_key()
+
+    def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
+        assert source is not None
+        draft.carry(source, "component", "plain", "policy", "golden", "engine", "report")
+        reason = not_here(source)
+        if reason:
+            draft.metrics["bench"] = {"not_measured": reason}
+            return
+        settings = BenchSettings(
+            hz=recipe.bench.hz, duration_s=recipe.bench.duration_s, back_to_back_s=recipe.bench.back_to_back_s
+        )
+        record = run(source, settings, progress, tolerance=recipe.accept.action_error.max)
+        draft.metrics["bench"] = metrics(record)
+        draft.write(REPORT, record.to_json().encode(), "report")
+
+
+def not_here(artifact: Artifact) -> str | None:
+    """Why the artifact's engine cannot be measured on this machine, or None."""
+    if artifact.manifest.finish:
+        return f"the engine is finished and measured on the target: {artifact.manifest.finish.command}"
+    engine = artifact.manifest.engine
+    return backends.get(engine.backend).runnable() if engine else None
+
+
+def run(
+    artifact: Artifact,
+    settings: BenchSettings,
+    progress: Progress,
+    *,
+    tolerance: float | None = None,
+    backend: str | None = None,
+) -> BenchRecord:
+    """Measure the artifact on its golden observations, its actions checked while the clock runs.
+
+    `tolerance` is the largest error of one action, in standard deviations; without one, a chunk may be off by twice
+    the worst error found by `verify` or by 1e-3.
+    """
+    golden = Golden.of(artifact)
+    started = time.perf_counter()
+    policy = open_artifact(artifact, backend=backend)
+    policy.predict_chunk(golden.observations[0])
+    cold_start_ms = (time.perf_counter() - started) * 1e3
+    limit = tolerance if tolerance is not None else _worst(artifact)
+    std = policy.processors.action_std()
+    steps = policy.spec.chunk.n_action_steps
+
+    def difference(actions: Array, expected: Array) -> float:
+        return float((np.abs(actions - expected)[:steps] / std).max()) / limit
+
+    libraries = {policy.backend: backends.get(policy.backend).version()}
+    with progress.task("measuring"):
+        return measure(
+            policy.predict_chunk,
+            golden.observations,
+            settings=settings,
+            expected=list(golden.actions),
+            tolerance=difference,
+            subject=Subject(artifact=artifact.id, policy=digest_bytes(artifact.read(ACTIONS))),
+            machine=read_environment(libraries=libraries),
+            cold_start_ms=round(cold_start_ms, 3),
+        )
+
+
+def _worst(artifact: Artifact) -> float:
+    verified = artifact.manifest.metrics.get("verify", {})
+    return max(2 * float(verified.get("golden", {}).get("executed", {}).get("max", 0.0)), 1e-3)
+
+
+def metrics(record: BenchRecord) -> dict[str, Any]:
+    """The figures of a record that summaries show."""
+    paced, burst = record.paced, record.back_to_back
+    return {
+        "verdict": record.verdict,
+        "reasons": list(record.reasons),
+        "hz": record.settings.hz,
+        "paced_p50_ms": paced.latency_ms.p50.value,
+        "paced_p99_ms": paced.latency_ms.p99.value,
+        "paced_max_ms": paced.latency_ms.max,
+        "miss_rate": paced.miss_rate,
+        "back_to_back_p50_ms": burst.latency_ms.p50.value,
+        "back_to_back_p99_ms": burst.latency_ms.p99.value,
+        "throughput_hz": burst.throughput_hz,
+        "cold_start_ms": record.cold_start_ms,
+        "peak_memory_mib": record.peak_memory_mib,
+    }
+
+
+STAGE = Bench()

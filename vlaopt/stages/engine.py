@@ -1,0 +1,292 @@
+"""engine: what the target runs. Built by each backend that may, measured side by side, audited, the fastest good one kept."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from vlaopt import backends
+from vlaopt.artifact.artifact import Artifact, Draft
+from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, component_path, plain_path
+from vlaopt.backends import Backend, Engine, EngineOptions, Session
+from vlaopt.benchmark.actions import ActionError
+from vlaopt.benchmark.compare import interleave
+from vlaopt.benchmark.environment import machine_key
+from vlaopt.errors import EnvironmentProblem, StageError, VlaoptError
+from vlaopt.progress import Progress
+from vlaopt.recipe.model import Recipe
+from vlaopt.runtime.golden import Golden
+from vlaopt.runtime.policy import Policy, assemble
+from vlaopt.stages import Stage, golden_error, hold, limits
+from vlaopt.target import Target
+from vlaopt.tensors import Array
+
+Variant = Literal["plain", "quantized"]
+ROUNDS, ITERATIONS = 10, 10
+SIZE_ONLY_SLOWEST = 0.95
+"""A component that only stores int8 weights is there for its size; it may be this much as fast as the plain one."""
+RAISE = "raise the precision of a scope by quantize.rules, or name another engine.backend"
+
+
+@dataclass(frozen=True)
+class Form:
+    """One component compiled in one form, open."""
+
+    engine: Engine
+    session: Session
+
+
+@dataclass(frozen=True)
+class Built:
+    """One component compiled in the form that ships; no session where it cannot run here."""
+
+    variant: Variant
+    reason: str
+    engine: Engine
+    session: Session | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A whole policy on one backend."""
+
+    backend: str
+    components: Mapping[str, Built]
+    policy: Policy
+    error: ActionError
+
+
+class EngineStage(Stage):
+    """See the module."""
+
+    name: ClassVar = "engine"
+    version: ClassVar = 1
+    sections: ClassVar = ("engine", "accept")
+    target_fields: ClassVar = ("name", "kind", "arch", "backends", "compute_capabilities", "engine_built_on")
+    tools: ClassVar = ("onnxruntime", "openvino", "tensorrt-rtx-cu13-libs", "tensorrt", "numpy")
+
+    def machine(self) -> str:
+        return machine_key()
+
+    def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
+        assert source is not None
+        draft.carry(source, "component", "policy", "golden", "report")
+        target = recipe.target
+        wanted = target.backends if recipe.engine.backend == "auto" else (recipe.engine.backend,)
+        if target.engine_built_on == "target" and not _is_this_machine(target):
+            draft.carry(source, "plain")
+            draft.finish = Finish(backend=wanted[0], command="vlaopt engine ARTIFACT")
+            draft.metrics["engine"] = {"finish": draft.finish.model_dump()}
+            return
+        options = EngineOptions(threads=recipe.engine.threads, compute_capabilities=tuple(target.compute_capabilities))
+        usable = _usable(wanted)
+        here = [name for name in usable if backends.get(name).runnable() is None]
+        if here:
+            chosen, others = _choose(recipe, source, here, options, progress)
+            _write(draft, chosen.backend, machine_of(target), options, chosen.components)
+            for name, built in chosen.components.items():
+                if built.variant == "plain" and source.has(plain_path(name)):
+                    draft.write(component_path(name), source.read(plain_path(name)), "component")
+            draft.metrics["engine"] |= {**others, "action_error": chosen.error.to_json()}
+        else:
+            components = _build_only(source, backends.get(usable[0]), options, progress)
+            _write(draft, usable[0], machine_of(target), options, components)
+            draft.metrics["engine"]["not_run"] = backends.get(usable[0]).runnable()
+        draft.write_json("reports/engine.json", draft.metrics["engine"], "report")
+
+
+def machine_of(target: Target) -> str:
+    """The class of machines an engine is for: the architecture, or the compute capabilities of its GPUs."""
+    if target.kind == "cpu":
+        return f"cpu-{target.arch}"
+    return "-".join(["gpu", target.arch, *(f"sm{sm.replace('.', '')}" for sm in target.compute_capabilities)])
+
+
+def _is_this_machine(target: Target) -> bool:
+    """Whether this machine is of the target's class. GPU targets are told by their backend, on the target."""
+    return target.kind == "cpu" and platform.machine() == target.arch
+
+
+def _usable(names: tuple[str, ...]) -> list[str]:
+    reasons = {name: backends.get(name).missing() for name in names}
+    usable = [name for name, reason in reasons.items() if reason is None]
+    if not usable:
+        raise EnvironmentProblem(
+            "no backend of the target is installed: " + "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        )
+    return usable
+
+
+def _choose(
+    recipe: Recipe, source: Artifact, names: list[str], options: EngineOptions, progress: Progress
+) -> tuple[Candidate, dict[str, Any]]:
+    """The fastest candidate whose gates hold, and what became of every candidate."""
+    golden = Golden.of(source)
+    candidates: list[Candidate] = []
+    refused: dict[str, str] = {}
+    for name in names:
+        try:
+            candidates.append(_candidate(recipe, source, name, options, golden, progress))
+        except VlaoptError as error:
+            if len(names) == 1:
+                raise
+            refused[name] = error.lines()[0]
+    good = [candidate for candidate in candidates if all(gate.held for gate in limits(candidate.error, recipe.accept))]
+    if candidates and not good:
+        hold(
+            limits(candidates[0].error, recipe.accept),
+            what="the engine's actions are too far from the reference",
+            hint=RAISE,
+        )
+    if not good:
+        raise StageError("no backend built an engine: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
+    calls: dict[str, Callable[[Mapping[str, Any]], object]] = {
+        candidate.backend: candidate.policy.predict_chunk for candidate in good
+    }
+    samples = interleave(calls, golden.observations, rounds=ROUNDS, iterations_per_round=ITERATIONS)
+    latencies = {name: round(float(np.median(times)), 4) for name, times in samples.items()}
+    chosen = min(good, key=lambda candidate: latencies[candidate.backend])
+    missed = {c.backend: "a gate was missed" for c in candidates if c not in good}
+    return chosen, {"candidates_p50_ms": latencies, "refused": {**refused, **missed}}
+
+
+def _candidate(
+    recipe: Recipe, source: Artifact, name: str, options: EngineOptions, golden: Golden, progress: Progress
+) -> Candidate:
+    """The policy on one backend, each component in the form that the measurement speaks for."""
+    library = backends.get(name)
+    spec = source.spec()
+    forms: dict[str, dict[Variant, Form]] = {}
+    with progress.task(f"building on {name}", len(spec.components)) as task:
+        for component in spec.order():
+            forms[component] = _forms(recipe, source, component, library, options)
+            task.advance()
+    with progress.task(f"measuring components on {name}"):
+        times = _component_times(source, forms, name, golden)
+    components = {}
+    for component, found in forms.items():
+        planned = source.manifest.metrics["onnx"]["int8_layers"].get(component, 0)
+        needed = recipe.engine.minimum_speedup if planned else SIZE_ONLY_SLOWEST
+        components[component] = _decide(found, times[component], needed)
+    policy = assemble(source, {key: built.session for key, built in components.items() if built.session}, backend=name)
+    return Candidate(name, components, policy, golden_error(policy, golden, progress, f"verifying on {name}"))
+
+
+def _forms(
+    recipe: Recipe, source: Artifact, component: str, library: Backend, options: EngineOptions
+) -> dict[Variant, Form]:
+    """A component compiled as it may ship. Raises StageError when the backend ignores the planned precision."""
+    main = library.build(source.read(component_path(component)), options)
+    if not source.has(plain_path(component)):
+        return {"plain": Form(main, library.open(main.files, options))}
+    planned = source.manifest.metrics["onnx"]["int8_layers"].get(component, 0)
+    achieved = main.precisions.get("int8", 0)
+    if achieved < planned * (1 - recipe.engine.allow_shortfall):
+        raise StageError(
+            f"{library.name} runs {achieved} layers of {component} in int8, {planned} were planned",
+            hint="name another engine.backend, keep the scope in fp32, or allow it (engine.allow_shortfall)",
+        )
+    plain = library.build(source.read(plain_path(component)), options)
+    return {
+        "plain": Form(plain, library.open(plain.files, options)),
+        "quantized": Form(main, library.open(main.files, options)),
+    }
+
+
+def _component_times(
+    source: Artifact, forms: Mapping[str, Mapping[Variant, Form]], backend: str, golden: Golden
+) -> dict[str, dict[Variant, float]]:
+    """Median milliseconds of every component in both forms, inside the whole policy: alone, its weights would stay in
+    the processor's cache as they never do on a robot."""
+    watched: dict[Variant, dict[str, _Timed]] = {}
+    calls: dict[str, Callable[[Mapping[str, Any]], object]] = {}
+    variants: tuple[Variant, ...] = ("plain", "quantized")
+    for variant in variants:
+        watched[variant] = {name: _Timed(found.get(variant, found["plain"]).session) for name, found in forms.items()}
+        calls[variant] = assemble(source, watched[variant], backend=backend).predict_chunk
+    interleave(calls, golden.observations, rounds=ROUNDS, iterations_per_round=ITERATIONS)
+    return {
+        name: {variant: float(np.median(watched[variant][name].times_ms)) for variant in variants} for name in forms
+    }
+
+
+def _decide(forms: Mapping[Variant, Form], times: Mapping[Variant, float], needed: float) -> Built:
+    """The quantized form when it is as fast as needed, else the plain one, with the measurement as the reason."""
+    plain = forms["plain"]
+    if "quantized" not in forms:
+        return Built("plain", "nothing in it is quantized", plain.engine, plain.session)
+    quantized = forms["quantized"]
+    speedup = times["plain"] / times["quantized"]
+    size = sum(map(len, quantized.engine.files.values())) / sum(map(len, plain.engine.files.values()))
+    facts = f"quantized is {speedup:.2f}× as fast ({times['quantized']:.3f} ms) and {size:.0%} of the size"
+    if speedup >= needed:
+        return Built("quantized", facts, quantized.engine, quantized.session)
+    return Built("plain", f"{facts}; {needed:g}× was needed", plain.engine, plain.session)
+
+
+class _Timed:
+    """A session that keeps the time of its calls."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.times_ms: list[float] = []
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        started = time.perf_counter_ns()
+        outputs = self._session.run(feeds)
+        self.times_ms.append((time.perf_counter_ns() - started) / 1e6)
+        return outputs
+
+
+def _build_only(source: Artifact, library: Backend, options: EngineOptions, progress: Progress) -> dict[str, Built]:
+    """Engines for machines other than this one: built from the final graphs, not run."""
+    components = {}
+    names = source.spec().components
+    with progress.task(f"building for {library.name}", len(names)) as task:
+        for name in names:
+            engine = library.build(source.read(component_path(name)), options)
+            variant: Variant = "quantized" if source.has(plain_path(name)) else "plain"
+            components[name] = Built(variant, "built, not run: its speed is measured on the target", engine, None)
+            task.advance()
+    return components
+
+
+def _write(draft: Draft, backend: str, machine: str, options: EngineOptions, components: Mapping[str, Built]) -> None:
+    entries = {}
+    for name, built in components.items():
+        paths = []
+        for file, data in built.engine.files.items():
+            path = f"engines/{machine}/{name}/{file}"
+            draft.write(path, data, "engine")
+            paths.append(path)
+        entries[name] = EngineComponent(
+            variant=built.variant, reason=built.reason, files=tuple(paths), precisions=dict(built.engine.precisions)
+        )
+    draft.engine = EngineEntry(
+        machine=machine,
+        backend=backend,
+        backend_version=backends.get(backend).version(),
+        threads=options.threads,
+        settings=dict(options.settings),
+        components=entries,
+    )
+    total: dict[str, int] = {}
+    for entry in entries.values():
+        for precision, count in entry.precisions.items():
+            total[precision] = total.get(precision, 0) + count
+    draft.metrics["engine"] = {
+        "backend": backend,
+        "precisions": total,
+        "kept_plain": {name: built.reason for name, built in components.items() if built.variant == "plain"},
+        "components": {name: entry.model_dump(mode="json", exclude={"files"}) for name, entry in entries.items()},
+        "notes": {name: list(built.engine.notes) for name, built in components.items() if built.engine.notes},
+    }
+
+
+STAGE = EngineStage()

@@ -1,0 +1,123 @@
+"""verify: the gates. Action error on golden and held-out observations, closed-loop success where a simulator is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vlaopt.artifact.artifact import Artifact, Draft
+from vlaopt.benchmark.actions import ActionError, Limit
+from vlaopt.benchmark.environment import machine_key
+from vlaopt.calibration import CalibrationSet
+from vlaopt.errors import InputError
+from vlaopt.progress import Progress
+from vlaopt.recipe.model import Recipe
+from vlaopt.runtime.golden import HELD_OUT, Golden
+from vlaopt.runtime.policy import Policy, open_artifact
+from vlaopt.stages import Stage, error_of, golden_error, hold, limits
+from vlaopt.tensors import unpack
+
+LOCATE = "raise the precision of a scope by quantize.rules, prune less, or calibrate with more samples"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured and which gates it was held to."""
+
+    metrics: dict[str, Any]
+    gates: list[Limit]
+
+
+class Verify(Stage):
+    """See the module."""
+
+    name: ClassVar = "verify"
+    version: ClassVar = 1
+    sections: ClassVar = ("verify", "accept")
+    tools: ClassVar = ("onnxruntime", "openvino", "numpy", "metaworld")
+
+    def outside(self, recipe: Recipe) -> dict[str, str]:
+        if not recipe.verify.observations:
+            return {}
+        return {"held_out": CalibrationSet.open(recipe.locate(recipe.verify.observations)).digest}
+
+    def machine(self) -> str:
+        return machine_key()
+
+    def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
+        assert source is not None
+        draft.carry(source, "component", "plain", "policy", "golden", "engine", "report")
+        path = recipe.verify.observations
+        held_out = CalibrationSet.open(recipe.locate(path)) if path else None
+        result = measure(source, recipe, held_out, progress)
+        draft.metrics["verify"] = result.metrics
+        draft.write_json("reports/verify.json", result.metrics, "report")
+        hold(result.gates, what="gates missed", hint=LOCATE)
+
+
+def measure(
+    artifact: Artifact,
+    recipe: Recipe,
+    held_out: CalibrationSet | None,
+    progress: Progress,
+    *,
+    backend: str | None = None,
+) -> Result:
+    """Run the artifact against its recorded references, and in closed loop where the recipe names a simulator.
+
+    The references on held-out observations are used when `held_out`, the set they were recorded on, is at hand. An artifact whose engine is to be finished on its target is verified by its portable graphs on ONNX Runtime.
+    """
+    unfinished = artifact.manifest.finish is not None
+    policy = open_artifact(artifact, backend=backend or ("onnxruntime" if unfinished else None))
+    errors = {"golden": golden_error(policy, Golden.of(artifact), progress, "verifying on golden observations")}
+    if held_out is not None:
+        errors["held_out"] = _held_out_error(artifact, held_out, policy, progress)
+    gates = [
+        Limit(f"{name}: {gate.name}", gate.value, gate.limit)
+        for name, error in errors.items()
+        for gate in limits(error, recipe.accept)
+    ]
+    metrics: dict[str, Any] = {"backend": policy.backend, **{name: error.to_json() for name, error in errors.items()}}
+    if recipe.verify.closed_loop:
+        metrics["closed_loop"], more = _closed_loop(recipe, policy, progress)
+        gates += more
+    metrics["gates"] = [
+        {"name": gate.name, "value": gate.value, "limit": gate.limit, "held": gate.held} for gate in gates
+    ]
+    return Result(metrics, gates)
+
+
+def _held_out_error(
+    artifact: Artifact, observations: CalibrationSet, policy: Policy, progress: Progress
+) -> ActionError:
+    recorded = unpack(artifact.read(HELD_OUT), where=HELD_OUT)
+    rows = recorded["rows"].tolist()
+    if rows and max(rows) >= len(observations):
+        raise InputError(
+            f"the set has {len(observations)} samples, sample {max(rows)} was verified", where=str(observations.path)
+        )
+    noises = recorded["noise"] if "noise" in recorded else [None] * len(rows)
+    actions = []
+    with progress.task("verifying on held-out observations", len(rows)) as task:
+        for row, noise in zip(rows, noises, strict=True):
+            actions.append(policy.predict_chunk(observations.observation(row), noise))
+            task.advance()
+    return error_of(policy, np.stack(actions), recorded["actions"])
+
+
+def _closed_loop(recipe: Recipe, policy: Policy, progress: Progress) -> tuple[dict[str, Any], list[Limit]]:
+    from vlaopt.sim import evaluate
+
+    wanted = recipe.verify.closed_loop
+    assert wanted is not None
+    result = evaluate(policy, tasks=wanted.tasks, episodes=wanted.episodes, seed=wanted.seed, progress=progress)
+    metrics = result.model_dump(mode="json")
+    gates = []
+    if recipe.accept.success is not None:
+        gates.append(Limit("failed episodes", 1 - result.success_rate, 1 - recipe.accept.success))
+    return metrics, gates
+
+
+STAGE = Verify()

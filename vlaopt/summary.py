@@ -1,0 +1,147 @@
+"""What a build gained and what it cost, stage by stage, measured side by side in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from vlaopt import backends
+from vlaopt.artifact.artifact import Artifact
+from vlaopt.artifact.store import Store
+from vlaopt.benchmark.compare import interleave
+from vlaopt.chain import Build
+from vlaopt.hashing import digest_json
+from vlaopt.progress import Progress
+from vlaopt.recipe.model import Recipe
+from vlaopt.runtime.golden import Golden
+from vlaopt.runtime.policy import open_artifact
+
+ROUNDS, ITERATIONS = 12, 16
+EAGER = "eager"
+
+
+class Frozen(BaseModel):
+    """Common rules."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Row(Frozen):
+    """One form of the policy. `latency_ms` is the p50 of a whole chunk at batch 1, host to host."""
+
+    form: str
+    backend: str
+    bytes: int
+    latency_ms: float | None
+    action_error_mean: float | None
+    action_error_max: float | None
+
+
+class Summary(Frozen):
+    """A build in one table: see `show_summary` for how it is told."""
+
+    name: str
+    version: str
+    target: str
+    path: str
+    rows: tuple[Row, ...]
+    kept_plain: dict[str, str]
+    precisions: dict[str, int]
+    gates: list[dict[str, Any]]
+    success: dict[str, Any] | None
+    bench: dict[str, Any] | None
+    finish: dict[str, str] | None
+    ran: tuple[str, ...]
+    seconds: float
+    how: str
+
+
+def summarise(result: Build, store: Store, progress: Progress) -> Summary:
+    """The summary of a build; its latencies are measured once for each set of stage results, then remembered."""
+    key = digest_json([outcome.artifact.id for outcome in result.outcomes])
+    rows = store.recall("summaries", key)
+    if rows is None:
+        rows = {"rows": [row.model_dump(mode="json") for row in _rows(result, progress)]}
+        store.remember("summaries", key, rows)
+    artifact = result.artifact
+    metrics = artifact.manifest.metrics
+    engine, verified = metrics.get("engine", {}), metrics.get("verify", {})
+    return Summary(
+        name=artifact.manifest.name,
+        version=artifact.version,
+        target=artifact.manifest.target,
+        path=str(artifact.path),
+        rows=tuple(Row.model_validate(row) for row in rows["rows"]),
+        kept_plain=engine.get("kept_plain", {}),
+        precisions=engine.get("precisions", {}),
+        gates=verified.get("gates", []),
+        success=verified.get("closed_loop"),
+        bench=metrics.get("bench"),
+        finish=artifact.manifest.finish.model_dump() if artifact.manifest.finish else None,
+        ran=tuple(outcome.stage for outcome in result.outcomes if not outcome.cached),
+        seconds=sum(outcome.seconds for outcome in result.outcomes),
+        how=f"p50 of {ROUNDS * ITERATIONS} chunks per row, batch 1, host to host, all rows in turns in one process",
+    )
+
+
+def _rows(result: Build, progress: Progress) -> list[Row]:
+    """One row per form the policy took: eager, the FP32 export, the pruned one, the final graphs, the engine."""
+    by_stage = {outcome.stage: outcome.artifact for outcome in result.outcomes}
+    forms = [("FP32 ONNX", by_stage["export"])]
+    if by_stage["prune"].manifest.metrics["prune"]["method"] != "none":
+        forms.append(("pruned", by_stage["prune"]))
+    if by_stage["onnx"].manifest.metrics["onnx"]["quantized_nodes"]:
+        forms.append(("quantized", by_stage["onnx"]))
+    latencies = _latencies(result.recipe, dict(forms), by_stage["engine"], progress)
+    rows = [_row(EAGER, "torch", by_stage["export"].size("weights"), latencies, None)]
+    stage_of = {"FP32 ONNX": "export", "pruned": "prune", "quantized": "onnx"}
+    for form, artifact in forms:
+        error = artifact.manifest.metrics[stage_of[form]].get("action_error")
+        rows.append(_row(form, "onnxruntime", artifact.size("component"), latencies, error))
+    engine = by_stage["engine"]
+    if engine.manifest.engine:
+        error = engine.manifest.metrics["engine"].get("action_error")
+        rows.append(_row("engine", engine.manifest.engine.backend, engine.size("engine"), latencies, error))
+    return rows
+
+
+def _row(form: str, backend: str, size: int, latencies: Mapping[str, float], error: Mapping[str, Any] | None) -> Row:
+    executed = error["executed"] if error else {}
+    return Row(
+        form=form,
+        backend=backend,
+        bytes=size,
+        latency_ms=latencies.get(form),
+        action_error_mean=executed.get("mean"),
+        action_error_max=executed.get("max"),
+    )
+
+
+def _latencies(recipe: Recipe, forms: Mapping[str, Artifact], engine: Artifact, progress: Progress) -> dict[str, float]:
+    """Median milliseconds of one chunk for each form that runs on this machine, interleaved."""
+    threads = engine.manifest.engine.threads if engine.manifest.engine else 0
+    calls: dict[str, Callable[[Mapping[str, Any]], object]] = {EAGER: _eager(recipe, threads)}
+    for form, artifact in forms.items():
+        calls[form] = open_artifact(artifact, backend="onnxruntime", threads=threads).predict_chunk
+    built = engine.manifest.engine
+    if built and backends.get(built.backend).runnable() is None:
+        calls["engine"] = open_artifact(engine).predict_chunk
+    observations = Golden.of(engine).observations
+    with progress.task("measuring all forms side by side"):
+        samples = interleave(calls, observations, rounds=ROUNDS, iterations_per_round=ITERATIONS)
+    return {form: round(float(np.median(times)), 4) for form, times in samples.items()}
+
+
+def _eager(recipe: Recipe, threads: int) -> Callable[[Mapping[str, Any]], object]:
+    """The eager policy's chunk, on as many threads as the engine has."""
+    import torch
+
+    from vlaopt import policies
+
+    if threads:
+        torch.set_num_threads(threads)
+    eager = policies.get(recipe.policy.type).load(recipe.locate(recipe.policy.checkpoint), recipe.policy.hub_overrides)
+    return eager.predict_chunk
