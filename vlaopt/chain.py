@@ -12,7 +12,7 @@ from typing import Any
 from vlaopt import stages
 from vlaopt.artifact.artifact import Artifact, copy, drafted, finish
 from vlaopt.artifact.manifest import Step
-from vlaopt.artifact.store import Record, Store, key_of
+from vlaopt.artifact.store import Record, Store, differences, key_of
 from vlaopt.errors import GateError, InputError
 from vlaopt.files import staged_directory, write_file
 from vlaopt.progress import Progress, Silent
@@ -110,8 +110,8 @@ def run_stage(
         except GateError as error:
             error.hint = "; ".join(filter(None, [error.hint, _keep_reports(draft.folder, store, stage.name, key)]))
             raise
-        if stage.key_parts(recipe, source) != parts:
-            raise InputError(f"what {stage.name} reads was changed while it ran", hint="run it again")
+        if changed := list(differences("", parts, stage.key_parts(recipe, source))):
+            raise InputError(f"what {stage.name} reads was changed while it ran: {changed[0]}", hint="run it again")
         resolved = recipe.resolved()
         lineage = source.manifest.lineage if source else ()
         step = Step(stage=stage.name, stage_version=stage.version, key=key, took=parts["input"])

@@ -23,11 +23,7 @@ def write_file(path: Path, data: bytes) -> None:
     Raises EnvironmentProblem when it cannot be written or the disk is full.
     """
     with _refusals_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(path, data)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -38,7 +34,7 @@ def replace_file(path: Path, data: bytes) -> None:
     staging = _staging_beside(path)
     with _refusals_named(path):
         try:
-            write_file(staging, data)
+            _write(staging, data)
             staging.replace(path)
         finally:
             staging.unlink(missing_ok=True)
@@ -46,9 +42,9 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def read_file(path: Path, *, limit: int | None = None) -> bytes:
-    """All bytes of a regular file. Raises InputError when it is missing, not a file, unreadable or above `limit` bytes."""
+    """All bytes of a regular file. Raises InputError when it is missing, no file, unreadable or above `limit` bytes."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:  # noqa: PTH123 - Path.open takes no opener
+        with open(path, "rb", opener=_open_at_once) as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise InputError("not a regular file", where=str(path))
@@ -128,6 +124,14 @@ def remove_dead_staging(parent: Path) -> int:
                 path.unlink(missing_ok=True)
             removed += 1
     return removed
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _staging_beside(path: Path) -> Path:

@@ -51,6 +51,7 @@ class Summary(Frozen):
     kept_plain: dict[str, str]
     precisions: dict[str, int]
     gates: list[dict[str, Any]]
+    verified_on: str
     success: dict[str, Any] | None
     bench: dict[str, Any] | None
     finish: dict[str, str] | None
@@ -78,6 +79,7 @@ def summarise(result: Build, store: Store, progress: Progress) -> Summary:
         kept_plain=engine.get("kept_plain", {}),
         precisions=engine.get("precisions", {}),
         gates=verified.get("gates", []),
+        verified_on=_verified_on(verified),
         success=verified.get("closed_loop"),
         bench=metrics.get("bench"),
         finish=artifact.manifest.finish.model_dump() if artifact.manifest.finish else None,
@@ -85,6 +87,13 @@ def summarise(result: Build, store: Store, progress: Progress) -> Summary:
         seconds=sum(outcome.seconds for outcome in result.outcomes),
         how=f"p50 of {ROUNDS * ITERATIONS} chunks per row, batch 1, host to host, all rows in turns in one process",
     )
+
+
+def _verified_on(verified: Mapping[str, Any]) -> str:
+    elsewhere = verified.get("engine_not_run")
+    if not elsewhere:
+        return f"verified: the engine itself, on {verified['backend']}"
+    return f"verified: the portable graphs on {verified['backend']}; not the engine: {elsewhere}"
 
 
 def _rows(result: Build, progress: Progress) -> list[Row]:

@@ -36,7 +36,7 @@ def unpack(data: bytes, *, where: str) -> dict[str, Array]:
 
 
 def check(name: str, value: object, *, dtype: str, shape: tuple[int, ...]) -> Array:
-    """`value` when it is a finite array of `dtype` and `shape` (-1 stands for any length), else InputError naming it."""
+    """`value` when it is a finite array of `dtype` and `shape` (-1: any length), else InputError naming it."""
     if not isinstance(value, np.ndarray):
         raise InputError(f"{name}: {type(value).__name__} given, a numpy array is needed")
     if value.dtype != np.dtype(dtype):

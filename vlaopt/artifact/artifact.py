@@ -85,7 +85,7 @@ class Artifact:
                 raise InputError(f"{name} has {found[name]} bytes, {size} listed", where=str(self.path), hint=REBUILD)
 
     def _sizes(self) -> dict[str, int]:
-        """Bytes of every file but the manifest. Raises InputError for anything that is not a plain file or a directory."""
+        """Bytes of every file but the manifest. Raises InputError for what is neither a plain file nor a directory."""
         found: dict[str, int] = {}
         for path in self.path.rglob("*"):
             info = path.lstat()

@@ -1,4 +1,4 @@
-"""The manifest: what an artifact holds, where it came from, what was measured. Canonical JSON; its SHA-256 is the id."""
+"""The manifest: what an artifact holds, where it came from, what was measured. Canonical JSON; its digest is the id."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class FileEntry(Entry):
 
 
 class EngineComponent(Entry):
-    """How one component was compiled: which graph (`plain` FP32 or `quantized`), why that one, its files, its layers."""
+    """How a component was compiled: which graph (`plain` FP32 or `quantized`), why that one, its files, its layers."""
 
     variant: Literal["plain", "quantized"]
     reason: str

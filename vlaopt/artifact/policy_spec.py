@@ -22,7 +22,7 @@ class TensorSpec(Spec):
 
 
 class Component(Spec):
-    """One separately compiled piece of the policy. Tensors meet by name: an output feeds every input called the same."""
+    """A separately compiled piece of the policy. Tensors meet by name: an output feeds every input called the same."""
 
     kind: Literal["single", "vision", "prefix", "step", "state", "head", "decode"]
     inputs: tuple[TensorSpec, ...]
@@ -86,7 +86,7 @@ class ImageProcessor(Spec):
 
 
 class NormaliseProcessor(Spec):
-    """A float32 vector to `output` [1, size]: (x − mean) / std, from `<statistics>.mean` and `.std` of the statistics file."""
+    """A float32 vector to `output` [1, size]: (x − mean) / std, by `<statistics>.mean` and `.std` of the statistics."""
 
     kind: Literal["normalise"] = "normalise"
     input: str
@@ -159,7 +159,7 @@ class PolicySpec(Spec):
         return self
 
     def _loop_closes(self, loop: EulerLoop) -> None:
-        """Raises ValueError unless the step gives the velocity, starts from noise, and nothing else waits for the loop."""
+        """Raises ValueError unless the loop starts from noise, its step gives the velocity and no other waits."""
         if loop.step not in self.components:
             raise ValueError(f"the loop's step {loop.step!r} is not a component")
         step = self.components[loop.step]

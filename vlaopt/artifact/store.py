@@ -45,7 +45,7 @@ _RECORD = TypeAdapter(Record)
 
 @dataclass(frozen=True)
 class Store:
-    """A directory of stage results: `stages/<stage>/<key>/` are artifacts, `journal/<stage>/<key>.json` their records."""
+    """Stage results in a folder: `stages/<stage>/<key>/` are artifacts, `journal/<stage>/<key>.json` their records."""
 
     root: Path
 
@@ -94,12 +94,12 @@ class Store:
         wanted = json.loads(canonical_json(parts))
         for record in self._journal():
             if (record.stage, record.name, record.target) == (stage, name, target):
-                changes = list(_differences("", record.parts, wanted))
+                changes = list(differences("", record.parts, wanted))
                 return "; ".join(changes) if changes else "its result was removed"
         return "never built here"
 
     def collect(self, *, older_than_days: float) -> tuple[int, int]:
-        """Remove results not written in the last days, and staging of dead processes; gives (entries, bytes) removed."""
+        """Remove results not written in the last days, and staging of dead processes; gives entries and bytes gone."""
         removed, freed = 0, 0
         for folder in [*self.root.glob("*"), *self.root.glob("*/*")]:
             removed += remove_dead_staging(folder)
@@ -156,10 +156,11 @@ def _modified(place: Path) -> float:
         return 0.0
 
 
-def _differences(place: str, old: Any, new: Any) -> Iterator[str]:
+def differences(place: str, old: Any, new: Any) -> Iterator[str]:
+    """What differs between the parts of two keys, as `place: old → new`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted(old.keys() | new.keys()):
-            yield from _differences(f"{place}.{key}" if place else key, old.get(key, _ABSENT), new.get(key, _ABSENT))
+            yield from differences(f"{place}.{key}" if place else key, old.get(key, _ABSENT), new.get(key, _ABSENT))
     elif old != new:
         yield f"{place}: {_short(old)} → {_short(new)}"
 

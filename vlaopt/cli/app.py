@@ -10,9 +10,15 @@ import typer
 
 from vlaopt import __version__
 from vlaopt.cli import bench, build, cache, compare, evaluate, inspect, recipe, stage, target, verify
-from vlaopt.errors import VlaoptError
+from vlaopt.errors import EnvironmentProblem, VlaoptError
 
 BUG, USAGE, INTERRUPTED = 1, 2, 130
+BROUGHT_BY = {
+    **dict.fromkeys(("torch", "onnx", "onnxscript", "onnxsim", "torch_pruning", "PIL"), "build"),
+    "openvino": "cpu",
+    **dict.fromkeys(("metaworld", "mujoco", "gymnasium"), "sim"),
+}
+"""The extra of vlaopt that brings a library: some installs, such as a robot's, lack it."""
 
 app = typer.Typer(
     name="vlaopt",
@@ -48,14 +54,11 @@ for module in (build, stage, verify, bench, compare, inspect, evaluate, recipe, 
 
 def run(arguments: list[str]) -> int:
     """Run one command line; gives its exit code. Never raises."""
+    debug = "--debug" in arguments
     try:
         result = app(arguments, standalone_mode=False, prog_name="vlaopt")
     except VlaoptError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        for line in error.lines():
-            _say(line if line.startswith("hint:") else f"error: {line}")
-        return error.exit_code
+        return _tell(error, debug=debug)
     except typer.TyperException as error:
         # A command line without a command has printed its help, and has no message.
         if message := error.format_message():
@@ -68,7 +71,9 @@ def run(arguments: list[str]) -> int:
         # Typer exits by itself only when the reader of stdout is gone, as in `vlaopt recipe schema | head -1`.
         return 0
     except Exception as error:
-        if "--debug" in arguments:
+        if missing := _missing_library(error):
+            return _tell(missing, debug=debug)
+        if debug:
             traceback.print_exc()
         _say(f"error: a bug in vlaopt: {type(error).__name__}: {error}")
         _say("hint: run again with `vlaopt --debug …` and report what it prints")
@@ -76,6 +81,22 @@ def run(arguments: list[str]) -> int:
     if result == INTERRUPTED:
         _say("interrupted; finished stages are kept, run the same command to go on")
     return result if isinstance(result, int) else 0
+
+
+def _tell(error: VlaoptError, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    for line in error.lines():
+        _say(line if line.startswith("hint:") else f"error: {line}")
+    return error.exit_code
+
+
+def _missing_library(error: Exception) -> EnvironmentProblem | None:
+    """The problem behind an import that failed because its library comes with an extra, or None."""
+    library = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if library not in BROUGHT_BY:
+        return None
+    return EnvironmentProblem(f"{library} is not installed", hint=f"pip install 'vlaopt[{BROUGHT_BY[library]}]'")
 
 
 def _say(line: str) -> None:

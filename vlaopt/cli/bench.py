@@ -43,7 +43,8 @@ def bench(
     from vlaopt.benchmark.assertions import evaluate, parse_assertion
     from vlaopt.benchmark.record import BenchSettings
     from vlaopt.errors import EnvironmentProblem, GateError
-    from vlaopt.stages.bench import not_here, run
+    from vlaopt.runtime.policy import why_not_here
+    from vlaopt.stages.bench import run
 
     wanted = [parse_assertion(expression) for expression in assertions or ()]
     if recipe or not source.is_dir():
@@ -59,7 +60,7 @@ def bench(
     )
     artifact = Artifact.open(source)
     artifact.check()
-    if backend is None and (reason := not_here(artifact)):
+    if backend is None and (reason := why_not_here(artifact)):
         raise EnvironmentProblem(
             f"cannot be measured here: {reason}",
             where=str(source),

@@ -53,6 +53,8 @@ def _words(summary: Summary) -> list[str]:
         lines.append(f"layers that really run: {layers}")
     for component, reason in summary.kept_plain.items():
         lines.append(f"kept plain: {component} ({reason})")
+    if summary.verified_on:
+        lines.append(summary.verified_on)
     held = sum(gate["held"] for gate in summary.gates)
     if summary.gates:
         tightest = max(summary.gates, key=lambda gate: gate["value"] / gate["limit"] if gate["limit"] else 0)

@@ -1,5 +1,5 @@
 """ONNX graphs: writing them from PyTorch, checking them, and passes over them.
 
-A pass is one file with one pure function from a model to a new model; it never changes the model it is given.
-Passes never import each other; what they share about reading a graph is in `topology`.
+`torch_export` and each pass (`simplify`) are one file with one function to a new model; they never change the model
+they are given and never import each other. What they share is in `topology`, `scopes`, `naming` and `check`.
 """

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 SEPARATOR = "/"
 
@@ -60,12 +59,6 @@ def constants(graph: GraphProto) -> dict[str, TensorProto]:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             found[node.output[0]] = node.attribute[0].t
     return found
-
-
-def constant_array(graph: GraphProto, name: str) -> np.ndarray | None:
-    """The value of a constant tensor, or None when `name` is not one."""
-    tensor = constants(graph).get(name)
-    return None if tensor is None else numpy_helper.to_array(tensor)
 
 
 def tensor_names(graph: GraphProto) -> set[str]:

@@ -22,6 +22,9 @@ BINS = 2048
 LEVELS = 128
 """Magnitudes of a symmetric 8-bit number, zero included."""
 
+_EMPTY = 1e-4
+"""Counts of a bin where only the tail is: MXNet's and ONNX Runtime's smoothing, which keeps the divergence finite."""
+
 CalibratorName = Literal["minmax", "entropy", "percentile", "mse"]
 
 
@@ -195,17 +198,13 @@ def _moments(counts: Array, middles: Array) -> tuple[Array, Array, Array]:
 def _divergence(counts: Array, stop: int) -> float:
     """KL divergence of the first `stop` bins, the tail in the last, from the same bins at 128 levels."""
     inside = counts[:stop]
-    tail = counts[stop:].sum()
+    reference = inside.copy()
+    reference[-1] += counts[stop:].sum()
+    present = reference > 0
     starts = np.arange(LEVELS) * stop // LEVELS
     sums = np.add.reduceat(inside, starts)
-    filled = np.add.reduceat((inside > 0).astype(np.float64), starts)
+    filled = np.add.reduceat(present.astype(np.float64), starts)
     mean = np.divide(sums, filled, out=np.zeros(LEVELS), where=filled > 0)
-    quantized = np.repeat(mean, np.diff(np.append(starts, stop))) * (inside > 0)
-    reference = inside.copy()
-    reference[-1] += tail
-    total, kept = reference.sum(), quantized.sum()
-    if kept == 0.0 or (tail > 0.0 and inside[-1] == 0.0):
-        return float("inf")
-    present = reference > 0
-    ratio = (reference[present] / total) / (quantized[present] / kept)
-    return float((reference[present] / total * np.log(ratio)).sum())
+    quantized = np.maximum(np.repeat(mean, np.diff(np.append(starts, stop))), _EMPTY)[present]
+    expected = reference[present] / reference.sum()
+    return float((expected * np.log(expected / (quantized / quantized.sum()))).sum())

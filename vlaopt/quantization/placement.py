@@ -92,11 +92,12 @@ class _Writer:
             activation = str(layer.activation)
             node.input[0] = self._dequantized[activation]
             scale_x, _ = activation_parameters(*self._range(activation), self._activations)
-            bias = self._bias(node) if self._activations == "uint8" else None
+            bias = self._bias(node)
             # An int32 bias has the scale of the products: a channel of small weights must not push it out of int32.
+            # This holds for a float bias too, as ONNX Runtime quantizes it while it opens the graph.
             floor = 0.0 if bias is None else np.abs(bias.astype(np.float64)) / (np.float64(scale_x) * _BIAS_LIMIT)
             node.input[1], scale_w = self._weight(layer.weights[0], floor)
-            if bias is not None:
+            if bias is not None and self._activations == "uint8":
                 node.input[2] = self._dequantized_bias(node.input[2], bias, scale_x * scale_w)
         elif scheme == "int8-weights":
             for weight in layer.weights:

@@ -1,4 +1,4 @@
-"""Golden data: observations and the reference's actions on them, inside an artifact, so that it can be checked anywhere."""
+"""Golden data: observations and the reference's actions on them, in the artifact, so that it is checked anywhere."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ def run_loop(
 ) -> dict[str, Array]:
     """All tensors after the loop: `tensors` (the components' inputs) and every component's outputs, by name.
 
-    `sessions` are called in their order, which is that of `spec.order()`. `noise` has the spec's noise shape, None where
-    its law is none. `tap(component, inputs, outputs)` sees every call. After an euler loop its state, float32, is the
-    tensor called `state_input`.
+    `sessions` are called in their order, which is that of `spec.order()`. `noise` has the spec's noise shape, None
+    where its law is none. `tap(component, inputs, outputs)` sees every call. After an euler loop its state, float32, is
+    the tensor called `state_input`.
     """
     tensors = dict(tensors)
     if not isinstance(spec.loop, EulerLoop):

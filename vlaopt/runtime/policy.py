@@ -124,6 +124,16 @@ def open_artifact(artifact: Artifact, *, backend: str | None = None, threads: in
     return _open_portable(artifact, backend or "onnxruntime", threads)
 
 
+def why_not_here(artifact: Artifact) -> str | None:
+    """Why the artifact's engine cannot run on this machine, or None. One without an engine runs its portable graphs."""
+    if artifact.manifest.finish:
+        return f"the engine is finished on the target: {artifact.manifest.finish.command}"
+    if artifact.manifest.engine is None:
+        return None
+    library = backends.get(artifact.manifest.engine.backend)
+    return library.missing() or library.runnable()
+
+
 def _open_engine(artifact: Artifact, engine: EngineEntry, threads: int | None) -> Policy:
     library = backends.get(engine.backend)
     if reason := library.missing() or library.runnable():

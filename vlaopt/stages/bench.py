@@ -16,7 +16,7 @@ from vlaopt.hashing import digest_bytes
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import ACTIONS, Golden
-from vlaopt.runtime.policy import open_artifact
+from vlaopt.runtime.policy import open_artifact, why_not_here
 from vlaopt.stages import Stage
 from vlaopt.tensors import Array
 
@@ -37,7 +37,7 @@ class Bench(Stage):
     def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
         assert source is not None
         draft.carry(source, "component", "plain", "policy", "golden", "engine", "report")
-        reason = not_here(source)
+        reason = why_not_here(source)
         if reason:
             draft.metrics["bench"] = {"not_measured": reason}
             return
@@ -47,14 +47,6 @@ class Bench(Stage):
         record = run(source, settings, progress, tolerance=recipe.accept.action_error.max)
         draft.metrics["bench"] = metrics(record)
         draft.write(REPORT, record.to_json().encode(), "report")
-
-
-def not_here(artifact: Artifact) -> str | None:
-    """Why the artifact's engine cannot be measured on this machine, or None."""
-    if artifact.manifest.finish:
-        return f"the engine is finished and measured on the target: {artifact.manifest.finish.command}"
-    engine = artifact.manifest.engine
-    return backends.get(engine.backend).runnable() if engine else None
 
 
 def run(

@@ -251,8 +251,10 @@ def _build_only(source: Artifact, library: Backend, options: EngineOptions, prog
     with progress.task(f"building for {library.name}", len(names)) as task:
         for name in names:
             engine = library.build(source.read(component_path(name)), options)
-            variant: Variant = "quantized" if source.has(plain_path(name)) else "plain"
-            components[name] = Built(variant, "built, not run: its speed is measured on the target", engine, None)
+            if source.has(plain_path(name)):
+                components[name] = Built("quantized", "not run here: its speed is measured on the target", engine, None)
+            else:
+                components[name] = Built("plain", "nothing in it is quantized", engine, None)
             task.advance()
     return components
 

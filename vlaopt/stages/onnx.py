@@ -27,7 +27,9 @@ from vlaopt.runtime.policy import assemble
 from vlaopt.stages import Stage, golden_error, hold, limits
 
 PLAN = "policy/quantization.json"
-LESS = "keep sensitive scopes in fp32 (quantize.rules), try another quantize.calibrator, or use more calibration samples"
+LESS = (
+    "keep sensitive scopes in fp32 (quantize.rules), try another quantize.calibrator, or use more calibration samples"
+)
 
 
 class Onnx(Stage):

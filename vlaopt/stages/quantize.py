@@ -19,7 +19,14 @@ from vlaopt.graph.simplify import simplify
 from vlaopt.progress import Progress
 from vlaopt.quantization import calibrators
 from vlaopt.quantization.collect import collect_ranges
-from vlaopt.quantization.plan import ComponentPlan, NodePlan, QuantizationPlan, calibrated_tensors, component_plan, plan_nodes
+from vlaopt.quantization.plan import (
+    ComponentPlan,
+    NodePlan,
+    QuantizationPlan,
+    calibrated_tensors,
+    component_plan,
+    plan_nodes,
+)
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.policy import Policy, assemble
 from vlaopt.stages import Stage

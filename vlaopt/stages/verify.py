@@ -1,4 +1,4 @@
-"""verify: the gates. Action error on golden and held-out observations, closed-loop success where a simulator is named."""
+"""verify: the gates. Action error on golden and held-out observations, success where a simulator is named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlaopt.errors import InputError
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import HELD_OUT, Golden
-from vlaopt.runtime.policy import Policy, open_artifact
+from vlaopt.runtime.policy import Policy, open_artifact, why_not_here
 from vlaopt.stages import Stage, error_of, golden_error, hold, limits
 from vlaopt.tensors import unpack
 
@@ -67,10 +67,11 @@ def measure(
 ) -> Result:
     """Run the artifact against its recorded references, and in closed loop where the recipe names a simulator.
 
-    The references on held-out observations are used when `held_out`, the set they were recorded on, is at hand. An artifact whose engine is to be finished on its target is verified by its portable graphs on ONNX Runtime.
+    The references on held-out observations are used when `held_out`, the set they were recorded on, is at hand. An
+    artifact whose engine cannot run here is verified by its portable graphs on ONNX Runtime, and its metrics say so.
     """
-    unfinished = artifact.manifest.finish is not None
-    policy = open_artifact(artifact, backend=backend or ("onnxruntime" if unfinished else None))
+    elsewhere = why_not_here(artifact)
+    policy = open_artifact(artifact, backend=backend or ("onnxruntime" if elsewhere else None))
     errors = {"golden": golden_error(policy, Golden.of(artifact), progress, "verifying on golden observations")}
     if held_out is not None:
         errors["held_out"] = _held_out_error(artifact, held_out, policy, progress)
@@ -79,7 +80,8 @@ def measure(
         for name, error in errors.items()
         for gate in limits(error, recipe.accept)
     ]
-    metrics: dict[str, Any] = {"backend": policy.backend, **{name: error.to_json() for name, error in errors.items()}}
+    metrics: dict[str, Any] = {"backend": policy.backend, "engine_not_run": elsewhere}
+    metrics |= {name: error.to_json() for name, error in errors.items()}
     if recipe.verify.closed_loop:
         metrics["closed_loop"], more = _closed_loop(recipe, policy, progress)
         gates += more
@@ -108,15 +110,31 @@ def _held_out_error(
 
 
 def _closed_loop(recipe: Recipe, policy: Policy, progress: Progress) -> tuple[dict[str, Any], list[Limit]]:
-    from vlaopt.sim import evaluate
+    """Success in the simulator, and the gates on it. A limit on the drop has the eager policy run the same episodes."""
+    from vlaopt.sim import EvaluationRecord, Predictor, evaluate
 
     wanted = recipe.verify.closed_loop
     assert wanted is not None
-    result = evaluate(policy, tasks=wanted.tasks, episodes=wanted.episodes, seed=wanted.seed, progress=progress)
+    tasks, episodes, seed = wanted.tasks or None, wanted.episodes, wanted.seed
+
+    def run(predictor: Predictor) -> EvaluationRecord:
+        return evaluate(predictor, tasks=tasks, episodes=episodes, seed=seed, progress=progress)
+
+    result = run(policy)
     metrics = result.model_dump(mode="json")
     gates = []
     if recipe.accept.success is not None:
-        gates.append(Limit("failed episodes", 1 - result.success_rate, 1 - recipe.accept.success))
+        gates.append(Limit("failure rate in closed loop", 1 - result.success_rate, 1 - recipe.accept.success))
+    if recipe.accept.success_drop is not None:
+        from vlaopt import policies
+
+        adapter = policies.get(recipe.policy.type)
+        reference = run(
+            policies.Queue(adapter.load(recipe.locate(recipe.policy.checkpoint), recipe.policy.hub_overrides))
+        )
+        metrics["reference"] = reference.model_dump(mode="json")
+        drop = reference.success_rate - result.success_rate
+        gates.append(Limit("drop of the success rate", drop, recipe.accept.success_drop))
     return metrics, gates
 
 
