@@ -1,0 +1,32 @@
+"""What the meta tests share: where the project lies, and Python in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the project."""
+    return Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def python(root: Path) -> Run:
+    """Runs a fresh Python with these arguments, on one thread and without colours."""
+
+    def run(*arguments: str, cwd: Path = root) -> subprocess.CompletedProcess[str]:
+        kept = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "GITHUB_ACTIONS")}
+        environment = {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
+
+    return run
