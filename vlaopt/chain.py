@@ -44,7 +44,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Planned:
-    """One stage of a plan: `state` is `cached`, `run`, or `follows` when its input is not known before an earlier stage ran."""
+    """One stage of a plan. `state`: `cached`, `run`, or `follows`: its input is known when an earlier stage has run."""
 
     stage: str
     state: str

@@ -19,7 +19,7 @@ from vlaopt.errors import GateError, InputError
 from vlaopt.progress import Silent
 from vlaopt.recipe.load import load_recipe
 from vlaopt.runtime.golden import Golden
-from vlaopt.stages import ORDER, get
+from vlaopt.stages import ORDER, Stage, get
 
 pytestmark = pytest.mark.xdist_group("chain")
 
@@ -140,8 +140,8 @@ def test_what_changes_while_a_stage_reads_it_is_not_stored(
     small_build: SmallBuild, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = get("quantize")
-    answers = iter([{"calibration": "0" * 64}, {"calibration": "1" * 64}])
-    monkeypatch.setattr(stage, "outside", lambda recipe: next(answers))
+    answers = iter([{"calibration.path": "0" * 64}, {"calibration.path": "1" * 64}])
+    monkeypatch.setattr(Stage, "outside", lambda self, recipe: next(answers))
     store = Store(tmp_path / "store")
     with pytest.raises(InputError, match="was changed while it ran"):
         run_stage(

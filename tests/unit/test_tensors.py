@@ -73,8 +73,22 @@ def test_a_file_cut_short_is_refused(percent: int) -> None:
         (struct.pack("<Q", 100_000) + b"[" * 100_000, "not a sound"),
         (raw({"a": entry(0, 4, [2], "BF16")}, bytes(4)), "numpy has no element type BF16"),
     ],
-    ids=["2^63", "2^64", "same", "overlap", "hole", "rest", "short", "product", "negative", "backward", "type", "list"]
-    + ["deep", "bf16"],
+    ids=[
+        "2^63",
+        "2^64",
+        "same",
+        "overlap",
+        "hole",
+        "rest",
+        "short",
+        "product",
+        "negative",
+        "backward",
+        "type",
+        "list",
+        "deep",
+        "bf16",
+    ],
 )
 def test_a_malformed_file_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:

@@ -44,7 +44,7 @@ def bench(
     from vlaopt.benchmark.record import BenchSettings
     from vlaopt.errors import EnvironmentProblem, GateError
     from vlaopt.runtime.policy import why_not_here
-    from vlaopt.stages.bench import run
+    from vlaopt.stages.bench import bench_artifact
 
     wanted = [parse_assertion(expression) for expression in assertions or ()]
     if recipe or not source.is_dir():
@@ -69,7 +69,7 @@ def bench(
     own = artifact.recipe().bench
     settings = BenchSettings(hz=hz or own.hz, duration_s=duration or own.duration_s, back_to_back_s=own.back_to_back_s)
     with terminal.watched(quiet=as_json) as progress:
-        record = run(artifact, settings, progress, backend=backend)
+        record = bench_artifact(artifact, settings, progress, backend=backend)
     Store.default().remember(
         "bench", f"{artifact.id[:16]}-{record.environment.machine_key()}", record.model_dump(mode="json", by_alias=True)
     )

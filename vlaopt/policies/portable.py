@@ -24,6 +24,11 @@ class Recording:
     inputs: dict[str, torch.Tensor]
     outputs: dict[str, torch.Tensor]
 
+    def difference(self, outputs: Mapping[str, Array]) -> float:
+        """Largest absolute difference between these outputs and `outputs`."""
+        pairs = ((outputs[name].astype(np.float64), value.numpy()) for name, value in self.outputs.items())
+        return float(max(np.abs(mine - theirs).max() for mine, theirs in pairs))
+
 
 def record(eager: EagerPolicy, observation: Mapping[str, Any], noise: Array | None) -> dict[str, Recording]:
     """The first call of every component while the eager policy predicts on `observation`.
@@ -79,11 +84,3 @@ def export_components(
         model = export_component(modules[name], recordings[name].inputs, names, opset=opset)
         graphs[name] = model.SerializeToString(deterministic=True)
     return graphs
-
-
-def parity(recording: Recording, outputs: Mapping[str, Array]) -> float:
-    """Largest absolute difference between a component's eager outputs and `outputs`."""
-    differences = [
-        np.abs(outputs[name].astype(np.float64) - value.numpy()).max() for name, value in recording.outputs.items()
-    ]
-    return float(max(differences))

@@ -6,60 +6,68 @@ This module holds what a stage is and what several share; the stages themselves 
 from __future__ import annotations
 
 import importlib
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.benchmark.actions import ActionError, Limit, compare_actions
+from vlaopt.benchmark.environment import machine_key
+from vlaopt.calibration import CalibrationSet
+from vlaopt.calibration.card import CARD
 from vlaopt.errors import GateError, InputError
+from vlaopt.hashing import digest_tree
 from vlaopt.optional import installed_version
-from vlaopt.progress import Progress, track
+from vlaopt.progress import Progress
 from vlaopt.recipe.model import Accept, Recipe
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.policy import Policy
 
-ORDER = ("export", "prune", "quantize", "onnx", "engine", "verify", "bench")
 
+@dataclass(frozen=True)
+class Stage:
+    """One step of the chain: what its result depends on. `run` is the function of that name in the stage's module.
 
-class Stage(ABC):
-    """One step of the chain. The class says what its result depends on; `run` makes it."""
+    The recipe's `values` and the target's, the files that the recipe names at `paths`, the versions of the
+    distributions `tools`, and whether the result depends on this machine. Keys are dotted; a section means all in it.
+    """
 
-    name: ClassVar[str]
-    version: ClassVar[int]
-    sections: ClassVar[tuple[str, ...]]
-    """Sections of the recipe the result depends on."""
-    target_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields of the target the result depends on."""
-    tools: ClassVar[tuple[str, ...]] = ()
-    """Distributions whose versions the result depends on."""
-
-    def outside(self, recipe: Recipe) -> dict[str, str]:
-        """Digests of what is read from outside the artifact, by name: a checkpoint, a calibration set."""
-        return {}
-
-    def machine(self) -> str | None:
-        """The key of this machine, for a stage whose result depends on it."""
-        return None
+    name: str
+    version: int
+    values: tuple[str, ...]
+    target_values: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    on_this_machine: bool = False
 
     def key_parts(self, recipe: Recipe, source: Artifact | None) -> dict[str, Any]:
         """Everything the result depends on, as plain JSON values."""
         resolved = recipe.resolved()
+        versions = {tool: installed_version(tool) for tool in self.tools}
         return {
             "stage": self.name,
             "stage_version": self.version,
             "input": source.manifest.content_digest() if source else None,
-            "recipe": {section: resolved[section] for section in self.sections},
-            "target": {name: resolved["target"][name] for name in self.target_fields},
+            "recipe": _picked(resolved, self.values),
+            "target": _picked(resolved["target"], self.target_values),
             "outside": self.outside(recipe),
-            "machine": self.machine(),
-            "tools": self.tool_versions(),
+            "machine": machine_key() if self.on_this_machine else None,
+            "tools": {tool: version for tool, version in versions.items() if version},
         }
 
-    def tool_versions(self) -> dict[str, str]:
-        """The versions of `tools` that are installed here."""
-        versions = {tool: installed_version(tool) for tool in self.tools}
-        return {tool: version for tool, version in versions.items() if version}
+    def outside(self, recipe: Recipe) -> dict[str, str]:
+        """The digests of what is read from outside the artifact, by the key that names it in the recipe."""
+        found = {}
+        for place in self.paths:
+            section, _, key = place.rpartition(".")
+            holder = operator.attrgetter(section)(recipe)
+            path = getattr(holder, key) if holder is not None else None
+            if path is not None:
+                located = recipe.locate(path)
+                is_set = (located / CARD).is_file()
+                found[place] = CalibrationSet.open(located).digest if is_set else digest_tree(located)
+        return found
 
     def requires(self, source: Artifact | None) -> None:
         """Raises InputError when `source` is not what the stage takes: the result of the stage before it."""
@@ -76,18 +84,85 @@ class Stage(ABC):
                 hint=f"the order of the stages is {' → '.join(ORDER)}",
             )
 
-    @abstractmethod
     def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
-        """Write the result's files, metrics and reports into `draft`.
+        """Write the result's files, metrics and reports into `draft`; imports what the stage works with.
 
         Raises InputError, EnvironmentProblem, StageError or GateError; nothing is stored then.
         """
+        module = importlib.import_module(f"vlaopt.stages.{self.name}")
+        module.run(recipe, source, draft, progress)
+
+
+STAGES = (
+    Stage(
+        "export",
+        version=1,
+        values=("policy", "export", "accept.parity", "verify.observations", "verify.samples"),
+        paths=("policy.checkpoint", "calibration.path", "verify.observations"),
+        tools=("torch", "onnx", "onnxscript", "onnxruntime", "numpy"),
+    ),
+    Stage(
+        "prune",
+        version=1,
+        values=("policy", "export", "prune", "accept"),
+        paths=("prune.recovery.demonstrations",),
+        tools=("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy"),
+    ),
+    Stage(
+        "quantize",
+        version=1,
+        values=("quantize", "calibration"),
+        paths=("calibration.path",),
+        tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
+    ),
+    Stage(
+        "onnx",
+        version=1,
+        values=("onnx", "accept"),
+        target_values=("activations",),
+        tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
+    ),
+    Stage(
+        "engine",
+        version=1,
+        values=("engine", "accept"),
+        target_values=("name", "kind", "arch", "backends", "compute_capabilities", "engine_built_on"),
+        tools=("onnxruntime", "openvino", "tensorrt-rtx-cu13-libs", "tensorrt", "numpy"),
+        on_this_machine=True,
+    ),
+    Stage(
+        "verify",
+        version=1,
+        values=("verify", "accept"),
+        paths=("verify.observations",),
+        tools=("onnxruntime", "openvino", "numpy", "metaworld"),
+        on_this_machine=True,
+    ),
+    Stage(
+        "bench",
+        version=1,
+        values=("bench", "accept"),
+        tools=("onnxruntime", "openvino", "numpy"),
+        on_this_machine=True,
+    ),
+)
+ORDER = tuple(stage.name for stage in STAGES)
+
+
+def _picked(tree: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """The part of `tree` at these dotted keys."""
+    found: dict[str, Any] = {}
+    for key in keys:
+        branch, place, (*above, last) = tree, found, key.split(".")
+        for part in above:
+            branch, place = branch[part], place.setdefault(part, {})
+        place[last] = branch[last]
+    return found
 
 
 def get(name: str) -> Stage:
-    """The stage called `name`; imports only that stage's libraries."""
-    stage: Stage = importlib.import_module(f"vlaopt.stages.{name}").STAGE
-    return stage
+    """The stage called `name`."""
+    return STAGES[ORDER.index(name)]
 
 
 def golden_error(policy: Policy, golden: Golden, progress: Progress, label: str) -> ActionError:
@@ -132,6 +207,3 @@ def hold(gates: list[Limit], *, what: str, hint: str) -> None:
     missed = [str(gate) for gate in gates if not gate.held]
     if missed:
         raise GateError(f"{what}: {', '.join(missed)}", hint=hint)
-
-
-__all__ = ["ORDER", "Stage", "error_of", "get", "golden_error", "hold", "limits", "track"]

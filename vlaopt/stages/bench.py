@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
-from vlaopt.benchmark.environment import machine_key, read_environment
+from vlaopt.benchmark.environment import read_environment
 from vlaopt.benchmark.measure import measure
 from vlaopt.benchmark.record import BenchRecord, BenchSettings, Subject
 from vlaopt.hashing import digest_bytes
@@ -17,39 +17,27 @@ from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import ACTIONS, Golden
 from vlaopt.runtime.policy import open_artifact, why_not_here
-from vlaopt.stages import Stage
 from vlaopt.tensors import Array
 
 REPORT = "reports/bench.json"
 
 
-class Bench(Stage):
-    """See the module. An engine that is to be finished on its target is measured there, not here."""
-
-    name: ClassVar = "bench"
-    version: ClassVar = 1
-    sections: ClassVar = ("bench", "accept")
-    tools: ClassVar = ("onnxruntime", "openvino", "numpy")
-
-    def machine(self) -> str:
-        return machine_key()
-
-    def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
-        assert source is not None
-        draft.carry(source, "component", "plain", "policy", "golden", "engine", "report")
-        reason = why_not_here(source)
-        if reason:
-            draft.metrics["bench"] = {"not_measured": reason}
-            return
-        settings = BenchSettings(
-            hz=recipe.bench.hz, duration_s=recipe.bench.duration_s, back_to_back_s=recipe.bench.back_to_back_s
-        )
-        record = run(source, settings, progress, tolerance=recipe.accept.action_error.max)
-        draft.metrics["bench"] = metrics(record)
-        draft.write(REPORT, record.to_json().encode(), "report")
+def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
+    assert source is not None
+    draft.carry(source, "component", "plain", "policy", "golden", "engine", "report")
+    reason = why_not_here(source)
+    if reason:
+        draft.metrics["bench"] = {"not_measured": reason}
+        return
+    settings = BenchSettings(
+        hz=recipe.bench.hz, duration_s=recipe.bench.duration_s, back_to_back_s=recipe.bench.back_to_back_s
+    )
+    record = bench_artifact(source, settings, progress, tolerance=recipe.accept.action_error.max)
+    draft.metrics["bench"] = metrics(record)
+    draft.write(REPORT, record.to_json().encode(), "report")
 
 
-def run(
+def bench_artifact(
     artifact: Artifact,
     settings: BenchSettings,
     progress: Progress,
@@ -110,6 +98,3 @@ def metrics(record: BenchRecord) -> dict[str, Any]:
         "cold_start_ms": record.cold_start_ms,
         "peak_memory_mib": record.peak_memory_mib,
     }
-
-
-STAGE = Bench()

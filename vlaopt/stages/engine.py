@@ -1,4 +1,4 @@
-"""engine: what the target runs. Built by each backend that may, measured side by side, audited, the fastest good one kept."""
+"""engine: what the target runs. Built by each backend that may, measured side by side, audited; the fastest is kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,13 +16,12 @@ from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, compo
 from vlaopt.backends import Backend, Engine, EngineOptions, Session
 from vlaopt.benchmark.actions import ActionError
 from vlaopt.benchmark.compare import interleave
-from vlaopt.benchmark.environment import machine_key
 from vlaopt.errors import EnvironmentProblem, StageError, VlaoptError
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.policy import Policy, assemble
-from vlaopt.stages import Stage, golden_error, hold, limits
+from vlaopt.stages import golden_error, hold, limits
 from vlaopt.target import Target
 from vlaopt.tensors import Array
 
@@ -61,43 +60,31 @@ class Candidate:
     error: ActionError
 
 
-class EngineStage(Stage):
-    """See the module."""
-
-    name: ClassVar = "engine"
-    version: ClassVar = 1
-    sections: ClassVar = ("engine", "accept")
-    target_fields: ClassVar = ("name", "kind", "arch", "backends", "compute_capabilities", "engine_built_on")
-    tools: ClassVar = ("onnxruntime", "openvino", "tensorrt-rtx-cu13-libs", "tensorrt", "numpy")
-
-    def machine(self) -> str:
-        return machine_key()
-
-    def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
-        assert source is not None
-        draft.carry(source, "component", "policy", "golden", "report")
-        target = recipe.target
-        wanted = target.backends if recipe.engine.backend == "auto" else (recipe.engine.backend,)
-        if target.engine_built_on == "target" and not _is_this_machine(target):
-            draft.carry(source, "plain")
-            draft.finish = Finish(backend=wanted[0], command="vlaopt engine ARTIFACT")
-            draft.metrics["engine"] = {"finish": draft.finish.model_dump()}
-            return
-        options = EngineOptions(threads=recipe.engine.threads, compute_capabilities=tuple(target.compute_capabilities))
-        usable = _usable(wanted)
-        here = [name for name in usable if backends.get(name).runnable() is None]
-        if here:
-            chosen, others = _choose(recipe, source, here, options, progress)
-            _write(draft, chosen.backend, machine_of(target), options, chosen.components)
-            for name, built in chosen.components.items():
-                if built.variant == "plain" and source.has(plain_path(name)):
-                    draft.write(component_path(name), source.read(plain_path(name)), "component")
-            draft.metrics["engine"] |= {**others, "action_error": chosen.error.to_json()}
-        else:
-            components = _build_only(source, backends.get(usable[0]), options, progress)
-            _write(draft, usable[0], machine_of(target), options, components)
-            draft.metrics["engine"]["not_run"] = backends.get(usable[0]).runnable()
-        draft.write_json("reports/engine.json", draft.metrics["engine"], "report")
+def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
+    assert source is not None
+    draft.carry(source, "component", "policy", "golden", "report")
+    target = recipe.target
+    wanted = target.backends if recipe.engine.backend == "auto" else (recipe.engine.backend,)
+    if target.engine_built_on == "target" and not _is_this_machine(target):
+        draft.carry(source, "plain")
+        draft.finish = Finish(backend=wanted[0], command="vlaopt engine ARTIFACT")
+        draft.metrics["engine"] = {"finish": draft.finish.model_dump()}
+        return
+    options = EngineOptions(threads=recipe.engine.threads, compute_capabilities=tuple(target.compute_capabilities))
+    usable = _usable(wanted)
+    here = [name for name in usable if backends.get(name).runnable() is None]
+    if here:
+        chosen, others = _choose(recipe, source, here, options, progress)
+        _write(draft, chosen.backend, machine_of(target), options, chosen.components)
+        for name, built in chosen.components.items():
+            if built.variant == "plain" and source.has(plain_path(name)):
+                draft.write(component_path(name), source.read(plain_path(name)), "component")
+        draft.metrics["engine"] |= {**others, "action_error": chosen.error.to_json()}
+    else:
+        components = _build_only(source, backends.get(usable[0]), options, progress)
+        _write(draft, usable[0], machine_of(target), options, components)
+        draft.metrics["engine"]["not_run"] = backends.get(usable[0]).runnable()
+    draft.write_json("reports/engine.json", draft.metrics["engine"], "report")
 
 
 def machine_of(target: Target) -> str:
@@ -289,6 +276,3 @@ def _write(draft: Draft, backend: str, machine: str, options: EngineOptions, com
         "components": {name: entry.model_dump(mode="json", exclude={"files"}) for name, entry in entries.items()},
         "notes": {name: list(built.engine.notes) for name, built in components.items() if built.engine.notes},
     }
-
-
-STAGE = EngineStage()

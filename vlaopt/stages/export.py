@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import numpy as np
 
 from vlaopt import policies
@@ -11,65 +9,53 @@ from vlaopt.artifact.artifact import SPEC_PATH, Artifact, Draft
 from vlaopt.artifact.manifest import component_path
 from vlaopt.backends import EngineOptions
 from vlaopt.backends import get as get_backend
-from vlaopt.benchmark.actions import Limit
+from vlaopt.benchmark.actions import ActionError, Limit
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
-from vlaopt.hashing import digest_tree
 from vlaopt.policies import EagerPolicy
-from vlaopt.policies.portable import Recording, export_components, parity, record
+from vlaopt.policies.portable import Recording, export_components, record
 from vlaopt.progress import Progress, track
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import HELD_OUT, Golden
 from vlaopt.runtime.loop import draw_noise
 from vlaopt.runtime.policy import Policy
 from vlaopt.runtime.processors import Processors
-from vlaopt.stages import Stage, hold
+from vlaopt.stages import golden_error, hold
 from vlaopt.tensors import Array, pack
 
 NOISE_SEED = 0
 WRONG_EXPORT = "the exported graph computes something else than eager; run with another export.opset, or report it"
 
 
-class Export(Stage):
-    """See the module."""
+def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
+    adapter = policies.get(recipe.policy.type)
+    eager = adapter.load(recipe.locate(recipe.policy.checkpoint), recipe.policy.hub_overrides)
+    golden, inputs = _record_golden(recipe, eager, progress)
+    recordings = record(eager, golden.observations[0], None if golden.noise is None else golden.noise[0])
+    graphs = export_components(eager, recordings, opset=recipe.export.opset, progress=progress)
 
-    name: ClassVar = "export"
-    version: ClassVar = 1
-    sections: ClassVar = ("policy", "export", "accept", "verify")
-    tools: ClassVar = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+    draft.write_json(SPEC_PATH, eager.spec, "policy")
+    for name, data in eager.assets().items():
+        draft.write(f"policy/{name}", data, "policy")
+    for name, data in eager.checkpoint().items():
+        draft.write(f"weights/{name}", data, "weights")
+    for path, data in golden.files(inputs).items():
+        draft.write(path, data, "golden")
+    for name, graph in graphs.items():
+        draft.write(component_path(name), graph, "component")
+    if recipe.verify.observations:
+        held_out = CalibrationSet.open(recipe.locate(recipe.verify.observations))
+        draft.write(HELD_OUT, _record_held_out(held_out, recipe.verify.samples, eager, progress), "golden")
 
-    def outside(self, recipe: Recipe) -> dict[str, str]:
-        checkpoint = recipe.locate(recipe.policy.checkpoint)
-        found = {"checkpoint": digest_tree(checkpoint)}
-        for name, path in _sets(recipe).items():
-            found[name] = CalibrationSet.open(recipe.locate(path)).digest
-        return found
-
-    def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
-        adapter = policies.get(recipe.policy.type)
-        eager = adapter.load(recipe.locate(recipe.policy.checkpoint), recipe.policy.hub_overrides)
-        golden, inputs = _record_golden(recipe, eager, progress)
-        recordings = record(eager, golden.observations[0], None if golden.noise is None else golden.noise[0])
-        graphs = export_components(eager, recordings, opset=recipe.export.opset, progress=progress)
-
-        draft.write_json(SPEC_PATH, eager.spec, "policy")
-        for name, data in eager.assets().items():
-            draft.write(f"policy/{name}", data, "policy")
-        for name, data in eager.checkpoint().items():
-            draft.write(f"weights/{name}", data, "weights")
-        for path, data in golden.files(inputs).items():
-            draft.write(path, data, "golden")
-        for name, graph in graphs.items():
-            draft.write(component_path(name), graph, "component")
-        if recipe.verify.observations:
-            held_out = CalibrationSet.open(recipe.locate(recipe.verify.observations))
-            draft.write(HELD_OUT, _record_held_out(held_out, recipe.verify.samples, eager, progress), "golden")
-
-        differences = _parity(eager, graphs, recordings, golden, progress)
-        gates = [Limit(name, value, recipe.accept.parity) for name, value in differences.items()]
-        draft.metrics["export"] = {"parity": differences, "bytes": sum(map(len, graphs.values()))}
-        draft.write_json("reports/export.json", draft.metrics["export"], "report")
-        hold(gates, what="parity with eager", hint=WRONG_EXPORT)
+    differences, error = _compare(eager, graphs, recordings, golden, progress)
+    gates = [Limit(name, value, recipe.accept.parity) for name, value in differences.items()]
+    draft.metrics["export"] = {
+        "parity": differences,
+        "bytes": sum(map(len, graphs.values())),
+        "action_error": error.to_json(),
+    }
+    draft.write_json("reports/export.json", draft.metrics["export"], "report")
+    hold(gates, what="parity with eager", hint=WRONG_EXPORT)
 
 
 def _sets(recipe: Recipe) -> dict[str, str]:
@@ -119,35 +105,24 @@ def _record_held_out(observations: CalibrationSet, samples: int, eager: EagerPol
     return pack(recorded)
 
 
-def _parity(
+def _compare(
     eager: EagerPolicy,
     graphs: dict[str, bytes],
     recordings: dict[str, Recording],
     golden: Golden,
     progress: Progress,
-) -> dict[str, float]:
-    """Largest absolute difference of every component on its recorded inputs, and of the whole policy, to eager.
+) -> tuple[dict[str, float], ActionError]:
+    """Largest absolute difference to eager, of every component on its recorded inputs and of the whole policy.
 
     The whole policy's is that of the normalised chunk, so that it does not depend on the robot's units.
     """
-    library = get_backend("onnxruntime")
-    options = EngineOptions()
+    library, options = get_backend("onnxruntime"), EngineOptions()
     sessions = {name: library.open(library.build(graph, options).files, options) for name, graph in graphs.items()}
     differences = {}
     for name, recording in recordings.items():
         outputs = sessions[name].run({key: value.numpy() for key, value in recording.inputs.items()})
-        differences[name] = parity(recording, outputs)
+        differences[name] = recording.difference(outputs)
     assets = eager.assets()
     policy = Policy(eager.spec, Processors(eager.spec, assets.__getitem__), sessions, backend="onnxruntime")
-    with progress.task("comparing with eager", len(golden.observations)) as task:
-
-        def predict(observation: Any, noise: Any) -> Array:
-            task.advance()
-            return policy.predict_chunk(observation, noise)
-
-        actions = golden.run(predict)
-    differences["policy"] = float((np.abs(actions - golden.actions) / policy.processors.action_std()).max())
-    return differences
-
-
-STAGE = Export()
+    error = golden_error(policy, golden, progress, "comparing with eager")
+    return {**differences, "policy": error.chunk.max}, error

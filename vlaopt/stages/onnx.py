@@ -1,8 +1,6 @@
-"""onnx: the final portable graphs. Simplified, the plan written in as Q/DQ, checked; one per component for every backend."""
+"""onnx: the final portable graphs. Simplified, the plan written in as Q/DQ, checked; one for each component."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import numpy as np
 from onnx import ModelProto
@@ -24,7 +22,7 @@ from vlaopt.quantization.structure import structural_check
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.policy import assemble
-from vlaopt.stages import Stage, golden_error, hold, limits
+from vlaopt.stages import golden_error, hold, limits
 
 PLAN = "policy/quantization.json"
 LESS = (
@@ -32,54 +30,45 @@ LESS = (
 )
 
 
-class Onnx(Stage):
-    """See the module."""
-
-    name: ClassVar = "onnx"
-    version: ClassVar = 1
-    sections: ClassVar = ("onnx", "accept")
-    target_fields: ClassVar = ("activations",)
-    tools: ClassVar = ("onnx", "onnxsim", "onnxruntime", "numpy")
-
-    def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
-        assert source is not None
-        draft.carry(source, "policy", "golden", "report")
-        plan = QuantizationPlan.from_json(source.read(PLAN), where=PLAN) if source.has(PLAN) else None
-        order = source.spec().order()
-        plain: dict[str, bytes] = {}
-        final: dict[str, bytes] = {}
-        with progress.task("writing graphs", len(order)) as task:
-            for name in order:
-                model = load(source.read(component_path(name)), where=component_path(name))
-                if recipe.onnx.simplify:
-                    model = simplify(model)
-                plain[name] = model.SerializeToString(deterministic=True)
-                component = plan.components.get(name) if plan else None
-                final[name] = plain[name]
-                if plan and component and _quantized(component):
-                    final[name] = _write(name, model, plain[name], component, recipe.target.activations, plan.weights)
-                task.advance()
-        planned = {name: _int8_layers(plan.components[name]) if plan else 0 for name in order}
+def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
+    assert source is not None
+    draft.carry(source, "policy", "golden", "report")
+    plan = QuantizationPlan.from_json(source.read(PLAN), where=PLAN) if source.has(PLAN) else None
+    order = source.spec().order()
+    plain: dict[str, bytes] = {}
+    final: dict[str, bytes] = {}
+    with progress.task("writing graphs", len(order)) as task:
         for name in order:
-            draft.write(component_path(name), final[name], "component")
-            if final[name] != plain[name]:
-                draft.write(plain_path(name), plain[name], "plain")
-        drift, error = _measure(source, plain, final, progress)
-        draft.metrics["onnx"] = {
-            "bytes": sum(map(len, final.values())),
-            "plain_bytes": sum(map(len, plain.values())),
-            "int8_layers": planned,
-            "quantized_nodes": sum(len(_quantized(component)) for component in plan.components.values()) if plan else 0,
-            "parity": drift,
-            "action_error": error.to_json(),
-        }
-        draft.write_json("reports/onnx.json", draft.metrics["onnx"], "report")
-        hold(
-            [Limit("simplified against exported graphs", drift, recipe.accept.parity)],
-            what="parity",
-            hint="onnx.simplify: false (with quantize.scheme: none)",
-        )
-        hold(limits(error, recipe.accept), what="the final graphs are too far from the reference", hint=LESS)
+            model = load(source.read(component_path(name)), where=component_path(name))
+            if recipe.onnx.simplify:
+                model = simplify(model)
+            plain[name] = model.SerializeToString(deterministic=True)
+            component = plan.components.get(name) if plan else None
+            final[name] = plain[name]
+            if plan and component and _quantized(component):
+                final[name] = _write(name, model, plain[name], component, recipe.target.activations, plan.weights)
+            task.advance()
+    planned = {name: _int8_layers(plan.components[name]) if plan else 0 for name in order}
+    for name in order:
+        draft.write(component_path(name), final[name], "component")
+        if final[name] != plain[name]:
+            draft.write(plain_path(name), plain[name], "plain")
+    drift, error = _measure(source, plain, final, progress)
+    draft.metrics["onnx"] = {
+        "bytes": sum(map(len, final.values())),
+        "plain_bytes": sum(map(len, plain.values())),
+        "int8_layers": planned,
+        "quantized_nodes": sum(len(_quantized(component)) for component in plan.components.values()) if plan else 0,
+        "parity": drift,
+        "action_error": error.to_json(),
+    }
+    draft.write_json("reports/onnx.json", draft.metrics["onnx"], "report")
+    hold(
+        [Limit("simplified against exported graphs", drift, recipe.accept.parity)],
+        what="parity",
+        hint="onnx.simplify: false (with quantize.scheme: none)",
+    )
+    hold(limits(error, recipe.accept), what="the final graphs are too far from the reference", hint=LESS)
 
 
 def _quantized(component: ComponentPlan) -> list[str]:
@@ -130,6 +119,3 @@ def _measure(
     before, after = (golden.run(policy.predict_chunk) for policy in policies[:2])
     drift = float((np.abs(before - after) / policies[0].processors.action_std()).max())
     return drift, golden_error(policies[2], golden, progress, "verifying the final graphs")
-
-
-STAGE = Onnx()

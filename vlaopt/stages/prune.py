@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from vlaopt import policies
 from vlaopt.artifact.artifact import SPEC_PATH, Artifact, Draft
@@ -14,7 +14,7 @@ from vlaopt.benchmark.actions import Limit
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
 from vlaopt.policies import EagerPolicy
-from vlaopt.policies.portable import Recording, export_components, parity, record
+from vlaopt.policies.portable import Recording, export_components, record
 from vlaopt.progress import Progress
 from vlaopt.pruning import ScopeAmount, prune_channels, prune_weights
 from vlaopt.pruning.unstructured import Ranking, zeros_held
@@ -22,7 +22,7 @@ from vlaopt.recipe.model import Recipe, Recovery
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.policy import Policy
 from vlaopt.runtime.processors import Processors
-from vlaopt.stages import Stage, golden_error, hold, limits
+from vlaopt.stages import golden_error, hold, limits
 from vlaopt.training.imitation import Statistics, recover
 
 PRUNE_LESS = (
@@ -44,55 +44,40 @@ class Trainable(Protocol):
         ...
 
 
-class Prune(Stage):
-    """See the module."""
+def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
+    assert source is not None
+    draft.carry(source, "component", "policy", "golden", "weights", "report")
+    if recipe.prune.method == "none":
+        draft.metrics["prune"] = {"method": "none"}
+        return
+    golden = Golden.of(source)
+    eager = policies.get(recipe.policy.type).load(source.path / "weights", recipe.policy.hub_overrides)
+    noise = None if golden.noise is None else golden.noise[0]
+    pruned, metrics = _prune(recipe, eager, record(eager, golden.observations[0], noise), progress)
+    recordings = record(pruned, golden.observations[0], noise)
+    graphs = export_components(pruned, recordings, opset=recipe.export.opset, progress=progress)
+    sessions, differences = _open_and_compare(graphs, recordings)
 
-    name: ClassVar = "prune"
-    version: ClassVar = 1
-    sections: ClassVar = ("policy", "export", "prune", "accept")
-    tools: ClassVar = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
-
-    def outside(self, recipe: Recipe) -> dict[str, str]:
-        if not recipe.prune.recovery:
-            return {}
-        return {"demonstrations": CalibrationSet.open(recipe.locate(recipe.prune.recovery.demonstrations)).digest}
-
-    def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
-        assert source is not None
-        draft.carry(source, "component", "policy", "golden", "weights", "report")
-        if recipe.prune.method == "none":
-            draft.metrics["prune"] = {"method": "none"}
-            return
-        golden = Golden.of(source)
-        eager = policies.get(recipe.policy.type).load(source.path / "weights", recipe.policy.hub_overrides)
-        noise = None if golden.noise is None else golden.noise[0]
-        pruned, metrics = _prune(recipe, eager, record(eager, golden.observations[0], noise), progress)
-        recordings = record(pruned, golden.observations[0], noise)
-        graphs = export_components(pruned, recordings, opset=recipe.export.opset, progress=progress)
-        sessions, differences = _open_and_compare(graphs, recordings)
-
-        draft.write_json(SPEC_PATH, pruned.spec, "policy")
-        for name, data in pruned.checkpoint().items():
-            draft.write(f"weights/{name}", data, "weights")
-        for name, graph in graphs.items():
-            draft.write(component_path(name), graph, "component")
-        policy = Policy(
-            pruned.spec, Processors(pruned.spec, pruned.assets().__getitem__), sessions, backend="onnxruntime"
-        )
-        error = golden_error(policy, golden, progress, "verifying the pruned policy")
-        draft.metrics["prune"] = {
-            **metrics,
-            "parity": differences,
-            "bytes": sum(map(len, graphs.values())),
-            "action_error": error.to_json(),
-        }
-        draft.write_json("reports/prune.json", draft.metrics["prune"], "report")
-        hold(
-            [Limit(name, value, recipe.accept.parity) for name, value in differences.items()],
-            what="parity of the pruned policy with its eager form",
-            hint="run with another export.opset, or report it",
-        )
-        hold(limits(error, recipe.accept), what="the pruned policy is too far from the reference", hint=PRUNE_LESS)
+    draft.write_json(SPEC_PATH, pruned.spec, "policy")
+    for name, data in pruned.checkpoint().items():
+        draft.write(f"weights/{name}", data, "weights")
+    for name, graph in graphs.items():
+        draft.write(component_path(name), graph, "component")
+    policy = Policy(pruned.spec, Processors(pruned.spec, pruned.assets().__getitem__), sessions, backend="onnxruntime")
+    error = golden_error(policy, golden, progress, "verifying the pruned policy")
+    draft.metrics["prune"] = {
+        **metrics,
+        "parity": differences,
+        "bytes": sum(map(len, graphs.values())),
+        "action_error": error.to_json(),
+    }
+    draft.write_json("reports/prune.json", draft.metrics["prune"], "report")
+    hold(
+        [Limit(name, value, recipe.accept.parity) for name, value in differences.items()],
+        what="parity of the pruned policy with its eager form",
+        hint="run with another export.opset, or report it",
+    )
+    hold(limits(error, recipe.accept), what="the pruned policy is too far from the reference", hint=PRUNE_LESS)
 
 
 def _prune(
@@ -156,8 +141,5 @@ def _open_and_compare(
     differences = {}
     for name, recording in recordings.items():
         outputs = sessions[name].run({key: value.numpy() for key, value in recording.inputs.items()})
-        differences[name] = parity(recording, outputs)
+        differences[name] = recording.difference(outputs)
     return sessions, differences
-
-
-STAGE = Prune()

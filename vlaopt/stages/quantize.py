@@ -1,9 +1,9 @@
-"""quantize: scales from the calibration set, and which node runs in which precision and why. Writes a plan, no graph."""
+"""quantize: scales from the calibration set, and which node runs in which precision and why. A plan, no graph."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from onnx import ModelProto
 
@@ -29,56 +29,42 @@ from vlaopt.quantization.plan import (
 )
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.policy import Policy, assemble
-from vlaopt.stages import Stage
 from vlaopt.tensors import Array
 
 PLAN = "policy/quantization.json"
 
 
-class Quantize(Stage):
-    """See the module."""
-
-    name: ClassVar = "quantize"
-    version: ClassVar = 1
-    sections: ClassVar = ("quantize", "calibration")
-    tools: ClassVar = ("onnx", "onnxsim", "onnxruntime", "numpy")
-
-    def outside(self, recipe: Recipe) -> dict[str, str]:
-        if recipe.quantize.scheme != "int8" or recipe.calibration is None:
-            return {}
-        return {"calibration": CalibrationSet.open(recipe.locate(recipe.calibration.path)).digest}
-
-    def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
-        assert source is not None
-        draft.carry(source, "component", "policy", "golden", "report")
-        scheme = recipe.quantize.scheme
-        if scheme == "none":
-            draft.metrics["quantize"] = {"scheme": "none"}
-            return
-        if scheme not in ("int8", "int8-dynamic"):
-            raise InputError(f"scheme {scheme} is not written by this version", where=f"{recipe.path}:quantize.scheme")
-        order = source.spec().order()
-        with progress.task("simplifying", len(order)) as task:
-            models: dict[str, ModelProto] = {}
-            for name in order:
-                models[name] = simplify(load(source.read(component_path(name)), where=component_path(name)))
-                task.advance()
-        rules = [(rule.scope, rule.scheme) for rule in recipe.quantize.rules]
-        nodes = plan_nodes(models, scheme=scheme, rules=rules)
-        calibration = _calibration(recipe, source.spec()) if _needs_data(nodes) else None
-        components = _components(recipe, source, models, nodes, calibration, progress)
-        plan = QuantizationPlan(
-            scheme=scheme,
-            weights=recipe.quantize.weights,
-            calibrator=recipe.quantize.calibrator if calibration else None,
-            calibration_digest=calibration[0].digest if calibration else None,
-            samples=len(calibration[1]) if calibration else 0,
-            components=components,
-        )
-        draft.write(PLAN, plan.to_json(), "policy")
-        draft.metrics["quantize"] = {"scheme": scheme, "samples": plan.samples, "layers": _counts(plan)}
-        report = {name: component.model_dump(mode="json") for name, component in components.items()}
-        draft.write_json("reports/quantize.json", report, "report")
+def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
+    assert source is not None
+    draft.carry(source, "component", "policy", "golden", "report")
+    scheme = recipe.quantize.scheme
+    if scheme == "none":
+        draft.metrics["quantize"] = {"scheme": "none"}
+        return
+    if scheme not in ("int8", "int8-dynamic"):
+        raise InputError(f"scheme {scheme} is not written by this version", where=f"{recipe.path}:quantize.scheme")
+    order = source.spec().order()
+    with progress.task("simplifying", len(order)) as task:
+        models: dict[str, ModelProto] = {}
+        for name in order:
+            models[name] = simplify(load(source.read(component_path(name)), where=component_path(name)))
+            task.advance()
+    rules = [(rule.scope, rule.scheme) for rule in recipe.quantize.rules]
+    nodes = plan_nodes(models, scheme=scheme, rules=rules)
+    calibration = _calibration(recipe, source.spec()) if _needs_data(nodes) else None
+    components = _components(recipe, source, models, nodes, calibration, progress)
+    plan = QuantizationPlan(
+        scheme=scheme,
+        weights=recipe.quantize.weights,
+        calibrator=recipe.quantize.calibrator if calibration else None,
+        calibration_digest=calibration[0].digest if calibration else None,
+        samples=len(calibration[1]) if calibration else 0,
+        components=components,
+    )
+    draft.write(PLAN, plan.to_json(), "policy")
+    draft.metrics["quantize"] = {"scheme": scheme, "samples": plan.samples, "layers": _counts(plan)}
+    report = {name: component.model_dump(mode="json") for name, component in components.items()}
+    draft.write_json("reports/quantize.json", report, "report")
 
 
 def _needs_data(nodes: Mapping[str, Mapping[str, NodePlan]]) -> bool:
@@ -168,6 +154,3 @@ def _counts(plan: QuantizationPlan) -> dict[str, dict[str, int]]:
         for node in component.nodes.values():
             counts[name][node.scheme] = counts[name].get(node.scheme, 0) + 1
     return counts
-
-
-STAGE = Quantize()

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.benchmark.actions import ActionError, Limit
-from vlaopt.benchmark.environment import machine_key
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import HELD_OUT, Golden
 from vlaopt.runtime.policy import Policy, open_artifact, why_not_here
-from vlaopt.stages import Stage, error_of, golden_error, hold, limits
+from vlaopt.stages import error_of, golden_error, hold, limits
 from vlaopt.tensors import unpack
 
 LOCATE = "raise the precision of a scope by quantize.rules, prune less, or calibrate with more samples"
@@ -30,31 +29,15 @@ class Result:
     gates: list[Limit]
 
 
-class Verify(Stage):
-    """See the module."""
-
-    name: ClassVar = "verify"
-    version: ClassVar = 1
-    sections: ClassVar = ("verify", "accept")
-    tools: ClassVar = ("onnxruntime", "openvino", "numpy", "metaworld")
-
-    def outside(self, recipe: Recipe) -> dict[str, str]:
-        if not recipe.verify.observations:
-            return {}
-        return {"held_out": CalibrationSet.open(recipe.locate(recipe.verify.observations)).digest}
-
-    def machine(self) -> str:
-        return machine_key()
-
-    def run(self, recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
-        assert source is not None
-        draft.carry(source, "component", "plain", "policy", "golden", "engine", "report")
-        path = recipe.verify.observations
-        held_out = CalibrationSet.open(recipe.locate(path)) if path else None
-        result = measure(source, recipe, held_out, progress)
-        draft.metrics["verify"] = result.metrics
-        draft.write_json("reports/verify.json", result.metrics, "report")
-        hold(result.gates, what="gates missed", hint=LOCATE)
+def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
+    assert source is not None
+    draft.carry(source, "component", "plain", "policy", "golden", "engine", "report")
+    path = recipe.verify.observations
+    held_out = CalibrationSet.open(recipe.locate(path)) if path else None
+    result = measure(source, recipe, held_out, progress)
+    draft.metrics["verify"] = result.metrics
+    draft.write_json("reports/verify.json", result.metrics, "report")
+    hold(result.gates, what="gates missed", hint=LOCATE)
 
 
 def measure(
@@ -136,6 +119,3 @@ def _closed_loop(recipe: Recipe, policy: Policy, progress: Progress) -> tuple[di
         drop = reference.success_rate - result.success_rate
         gates.append(Limit("drop of the success rate", drop, recipe.accept.success_drop))
     return metrics, gates
-
-
-STAGE = Verify()

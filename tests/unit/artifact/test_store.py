@@ -23,6 +23,10 @@ FILES = {"onnx/policy.onnx": ("component", b"graph")}
 KEY = key_of({"stage": "export"})
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def record(parts: Mapping[str, Any] | None = None, *, written: float = 1000.0, **fields: Any) -> Record:
     parts = parts or {"stage": "export"}
     base = {"stage": "export", "key": key_of(parts), "name": "tiny", "target": "cpu", "parts": parts, "seconds": 1.5}
@@ -72,7 +76,7 @@ def test_a_damaged_result_is_dropped_so_that_it_is_made_again(
     else:
         (folder / "manifest.json").write_bytes(b"{")
     assert store.find("export", KEY) is None
-    assert os.listdir(folder.parent) == []
+    assert names(folder.parent) == []
     assert publish(folder, FILES).path == folder
     assert store.find("export", KEY) is not None
 
@@ -171,7 +175,7 @@ def test_old_results_are_collected_and_younger_ones_kept(store: Store, keep: Kee
     keep(young)
     assert store.collect(older_than_days=2) == (1, size)
     assert store.records() == [young]
-    assert os.listdir(store.root / "journal" / "export") == [f"{young.key}.json"]
+    assert names(store.root / "journal" / "export") == [f"{young.key}.json"]
     assert store.collect(older_than_days=2) == (0, 0)
 
 
@@ -194,7 +198,7 @@ def test_what_dead_processes_left_anywhere_is_collected(store: Store) -> None:
     (store.root / "summaries").mkdir()
     (store.root / "summaries" / f".staging-{dead.pid}-2").write_bytes(b"{")
     assert store.collect(older_than_days=0) == (3, 0)
-    assert os.listdir(store.root / "stages/export") == [f".staging-{os.getpid()}-0"]
+    assert names(store.root / "stages/export") == [f".staging-{os.getpid()}-0"]
 
 
 def test_small_results_are_kept_beside_the_stages(store: Store) -> None:
@@ -255,5 +259,5 @@ def test_sixteen_builders_of_one_key_all_succeed(store: Store, publish: Publish)
     for builder in builders:
         builder.join(30)
     assert [builder.exitcode for builder in builders] == [0] * 16
-    assert os.listdir(store.root / "stages/export") == [KEY]
-    assert os.listdir(store.root / "journal/export") == [f"{KEY}.json"]
+    assert names(store.root / "stages/export") == [KEY]
+    assert names(store.root / "journal/export") == [f"{KEY}.json"]

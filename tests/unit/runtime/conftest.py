@@ -39,7 +39,7 @@ class FakeSession:
 
 
 def flow_spec(*, steps: int = 4, start: float = 0.0, end: float = 1.0, **noise: Any) -> PolicySpec:
-    """joints → eye → prefix → flow (x, t, prefix → v); a chunk of two two-dof actions; statistics that change nothing."""
+    """joints → eye → prefix → flow (x, t, prefix → v); two two-dof actions; statistics that change nothing."""
 
     def tensor(name: str, *shape: int) -> TensorSpec:
         return TensorSpec(name=name, dtype="float32", shape=shape)

@@ -1,4 +1,4 @@
-"""The promise: the euler loop integrates as written, in float32, and every component is called by the names it takes."""
+"""The promise: the euler loop integrates as written, in float32, and components are called by the names they take."""
 
 from __future__ import annotations
 

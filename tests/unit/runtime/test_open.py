@@ -1,4 +1,4 @@
-"""The promise: an artifact runs on its engine, or on what was asked for, or says what to do; never on something else."""
+"""The promise: an artifact runs on its engine, or on what was asked for, or says what to do; on nothing else."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import vlaopt
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.manifest import EngineEntry, Finish, component_path
+from vlaopt.backends import EngineOptions, Session
 from vlaopt.errors import EnvironmentProblem, InputError
 from vlaopt.runtime import policy as runtime
 from vlaopt.runtime.policy import open_artifact
@@ -57,9 +58,12 @@ def test_an_engine_is_opened_with_its_own_options_unless_told(built: Artifact, m
     asked = []
     library = runtime.backends.get("onnxruntime")
     real = library.open
-    monkeypatch.setattr(
-        library, "open", lambda files, options: (asked.append(options.threads), real(files, options))[1]
-    )
+
+    def watched(files: Mapping[str, bytes], options: EngineOptions) -> Session:
+        asked.append(options.threads)
+        return real(files, options)
+
+    monkeypatch.setattr(library, "open", watched)
     open_artifact(built)
     open_artifact(built, threads=2)
     assert asked == [1, 1, 2, 2]
