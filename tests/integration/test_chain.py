@@ -70,7 +70,7 @@ def test_the_second_build_takes_under_two_seconds(small_build: SmallBuild) -> No
         ("verify.samples=10", "export"),
         ("engine.minimum_speedup=0.5", "engine"),
         ("quantize.calibrator=mse", "quantize"),
-        ("prune.amount=0.25", "prune"),
+        ("prune.amount=0.5", "prune"),
     ],
 )
 def test_a_changed_value_runs_its_stage_and_those_after_it(small_build: SmallBuild, override: str, first: str) -> None:
