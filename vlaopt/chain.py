@@ -13,7 +13,7 @@ from vlaopt import stages
 from vlaopt.artifact.artifact import Artifact, copy, drafted, finish
 from vlaopt.artifact.manifest import Step
 from vlaopt.artifact.store import Record, Store, differences, key_of
-from vlaopt.errors import GateError, InputError
+from vlaopt.errors import EnvironmentProblem, GateError, InputError
 from vlaopt.files import staged_directory, write_file
 from vlaopt.progress import Progress, Silent
 from vlaopt.recipe.load import load_recipe
@@ -131,6 +131,40 @@ def run_stage(
         Record(stage.name, key, recipe.name, recipe.target.name, parts, round(seconds, 3), round(time.time(), 3))
     )
     return Outcome(stage.name, Artifact.open(final), cached=False, seconds=seconds)
+
+
+def finish_here(artifact: Artifact, *, store: Store, progress: Progress) -> Artifact:
+    """The artifact with the engine that was left to this machine, built here and held to its gates; kept in the store.
+
+    Needs neither torch nor onnx. Raises InputError when there is nothing left to finish, EnvironmentProblem when this
+    machine is not of the target's class or lacks its backend, GateError when the engine's actions are too far off.
+    """
+    if artifact.manifest.finish is None:
+        raise InputError("its engine is built already", where=str(artifact.path))
+    stage, recipe = stages.get("engine"), artifact.recipe()
+    parts = {**stage.key_parts(recipe, artifact), "artifact": artifact.id}
+    final = store.place("finished", key_of(parts))
+    if found := store.find("finished", key_of(parts)):
+        return found
+    with drafted(final) as draft:
+        stage.run(recipe, artifact, draft, progress)
+        if draft.finish:
+            raise EnvironmentProblem(
+                f"the engine for {recipe.target.name} cannot be built here: {draft.finish.reason}",
+                where=str(artifact.path),
+                hint=f"run it on its target: {draft.finish.command}",
+            )
+        step = Step(stage=stage.name, stage_version=stage.version, key=key_of(parts), took=parts["input"])
+        fields = artifact.manifest.model_dump(include={"name", "version", "target", "recipe"})
+        finish(
+            draft,
+            **fields,
+            parent=artifact.id,
+            stage=stage.name,
+            lineage=(*artifact.manifest.lineage, step),
+            tools={**artifact.manifest.tools, **parts["tools"]},
+        )
+    return Artifact.open(final)
 
 
 def _keep_reports(folder: Path, store: Store, stage: str, key: str) -> str | None:

@@ -68,10 +68,11 @@ class EngineEntry(Entry):
 
 
 class Finish(Entry):
-    """What is left to do on the target: the command that builds the engine there."""
+    """What is left to do on the target: the command that builds the engine there, and why it was not built before."""
 
     backend: str
     command: str
+    reason: str
 
 
 class Step(Entry):
@@ -95,6 +96,7 @@ class Manifest(Entry):
     lineage: tuple[Step, ...]
     tools: dict[str, str]
     metrics: dict[str, dict[str, Any]]
+    parent: str | None = Field(default=None, description="Id of the artifact that this one finishes on its target.")
     engine: EngineEntry | None = None
     finish: Finish | None = None
     files: tuple[FileEntry, ...]

@@ -42,6 +42,7 @@ def bench(
     from vlaopt.artifact.store import Store
     from vlaopt.benchmark.assertions import evaluate, parse_assertion
     from vlaopt.benchmark.record import BenchSettings
+    from vlaopt.chain import finish_here
     from vlaopt.errors import EnvironmentProblem, GateError
     from vlaopt.runtime.policy import why_not_here
     from vlaopt.stages.bench import bench_artifact
@@ -60,6 +61,9 @@ def bench(
     )
     artifact = Artifact.open(source)
     artifact.check()
+    if backend is None and artifact.manifest.finish:
+        with terminal.watched(quiet=as_json) as progress:
+            artifact = finish_here(artifact, store=Store.default(), progress=progress)
     if backend is None and (reason := why_not_here(artifact)):
         raise EnvironmentProblem(
             f"cannot be measured here: {reason}",

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlaopt.cli import terminal
 from vlaopt.cli.recipe import AsJson, Overrides
 
+if TYPE_CHECKING:
+    from vlaopt.artifact.artifact import Artifact
+
 SUMMARIES = {
     "export": "Checkpoint to FP32 ONNX components, PolicySpec and golden data, compared with eager.",
     "prune": "Make the components smaller by the recipe's method, with recovery training where it asks.",
     "quantize": "Find scales on the calibration set and decide which nodes run in which precision.",
     "onnx": "Write the final portable graphs: simplified, Q/DQ in, checked.",
-    "engine": "Compile the portable graphs for the target and audit their precision.",
+    "engine": "Compile the graphs for the target and audit their precision; on the target, finish an artifact.",
 }
 Source = Annotated[
     Path,
@@ -42,7 +45,7 @@ def run_alone(
     """Run one stage on a recipe or an artifact and give the result's path."""
     from vlaopt.artifact.artifact import Artifact
     from vlaopt.artifact.store import Store
-    from vlaopt.chain import publish, run_stages
+    from vlaopt.chain import finish_here, publish, run_stages
     from vlaopt.errors import InputError
     from vlaopt.recipe.load import load_recipe
     from vlaopt.stages import ORDER
@@ -50,6 +53,11 @@ def run_alone(
     store = Store.default()
     if source.is_dir():
         artifact = Artifact.open(source)
+        if recipe is None and name == "engine" and artifact.manifest.finish:
+            with terminal.watched(quiet=as_json) as progress:
+                finished = finish_here(artifact, store=store, progress=progress)
+            _give(name, publish(finished, finished.recipe(), output) if output else finished, as_json)
+            return
         if recipe is None:
             raise InputError(
                 f"{name} on an artifact needs the recipe it is built by",
@@ -64,20 +72,22 @@ def run_alone(
         loaded, names = load_recipe(source, overrides=overrides or ()), list(ORDER[: ORDER.index(name) + 1])
     with terminal.watched(quiet=as_json) as progress:
         outcome = run_stages(loaded, artifact, names, store=store, progress=progress)[-1]
-    result = publish(outcome.artifact, loaded, output) if output else outcome.artifact
-    if as_json:
-        terminal.give_json(
-            {
-                "path": str(result.path),
-                "id": result.id,
-                "stage": name,
-                "content": result.manifest.content_digest(),
-                "cached": outcome.cached,
-                "metrics": result.manifest.metrics.get(name, {}),
-            }
-        )
-    else:
+    _give(name, publish(outcome.artifact, loaded, output) if output else outcome.artifact, as_json)
+
+
+def _give(name: str, result: Artifact, as_json: bool) -> None:
+    if not as_json:
         terminal.give(str(result.path))
+        return
+    terminal.give_json(
+        {
+            "path": str(result.path),
+            "id": result.id,
+            "stage": name,
+            "content": result.manifest.content_digest(),
+            "metrics": result.manifest.metrics.get(name, {}),
+        }
+    )
 
 
 def refuse_options(given: Mapping[str, object], why: str, *, hint: str) -> None:

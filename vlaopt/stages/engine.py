@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,9 +65,9 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     draft.carry(source, "component", "policy", "golden", "report")
     target = recipe.target
     wanted = target.backends if recipe.engine.backend == "auto" else (recipe.engine.backend,)
-    if target.engine_built_on == "target" and not _is_this_machine(target):
+    if target.engine_built_on == "target" and (reason := _why_elsewhere(target, wanted)):
         draft.carry(source, "plain")
-        draft.finish = Finish(backend=wanted[0], command="vlaopt engine ARTIFACT")
+        draft.finish = Finish(backend=wanted[0], command="vlaopt engine ARTIFACT", reason=reason)
         draft.metrics["engine"] = {"finish": draft.finish.model_dump()}
         return
     options = EngineOptions(threads=recipe.engine.threads, compute_capabilities=tuple(target.compute_capabilities))
@@ -94,12 +94,24 @@ def machine_of(target: Target) -> str:
     return "-".join(["gpu", target.arch, *(f"sm{sm.replace('.', '')}" for sm in target.compute_capabilities)])
 
 
-def _is_this_machine(target: Target) -> bool:
-    """Whether this machine is of the target's class. GPU targets are told by their backend, on the target."""
-    return target.kind == "cpu" and platform.machine() == target.arch
+def _why_elsewhere(target: Target, wanted: Sequence[str]) -> str | None:
+    """Why this machine is not of the target's class, as far as building its engine goes, or None."""
+    if platform.machine() != target.arch:
+        return f"{target.name} is {target.arch}, this machine is {platform.machine()}"
+    if target.kind == "cpu":
+        return None
+    reasons = {}
+    for name in wanted:
+        if name not in backends.names():
+            reasons[name] = "not in this version of vlaopt"
+        elif reason := backends.get(name).missing() or backends.get(name).runnable():
+            reasons[name] = reason
+        else:
+            return None
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
-def _usable(names: tuple[str, ...]) -> list[str]:
+def _usable(names: Sequence[str]) -> list[str]:
     reasons = {name: backends.get(name).missing() for name in names}
     usable = [name for name, reason in reasons.items() if reason is None]
     if not usable:

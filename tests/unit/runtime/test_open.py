@@ -19,7 +19,7 @@ from vlaopt.tensors import Array
 
 Publish = Callable[..., Artifact]
 Files = Mapping[str, Any]
-UNFINISHED = Finish(backend="tensorrt", command="vlaopt engine ARTIFACT")
+UNFINISHED = Finish(backend="tensorrt", command="vlaopt engine ARTIFACT", reason="another machine")
 
 
 def test_an_artifact_opens_by_its_path(
