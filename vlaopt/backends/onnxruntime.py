@@ -39,6 +39,7 @@ _PRECISIONS = {
     "uint8": "int8",
 }
 _MATRIX_KERNEL = re.compile(r"Conv|MatMul|Gemm|LSTM|GRU|RNN|Attention|Einsum")
+_INTEGER_KERNEL = re.compile(r"QLinear|QGemm|DynamicQuantize|\w+Integer")
 _EIGHT_BIT = re.compile(rb"(?<!De)QuantizeLinear|QLinear|QGemm|Integer")
 # These take packed low-bit weights in uint8 but calculate in the type of their first input.
 _WEIGHT_ONLY = ("MatMulNBits", "MatMulBnb4")
@@ -55,7 +56,12 @@ class Kernel:
 
     @property
     def precision(self) -> str:
-        """What it calculates in: int8 as soon as one operand is 8-bit, else the type of its first input."""
+        """What it calculates in: int8 as soon as one operand is 8-bit, else the type of its first input.
+
+        A kernel whose name says integers has no other form; weights it packed beforehand are not among its inputs.
+        """
+        if _INTEGER_KERNEL.match(self.operator):
+            return "int8"
         types = self.input_types[:1] if self.operator in _WEIGHT_ONLY else self.input_types
         if any(kind in ("int8", "uint8") for kind in types):
             return "int8"
