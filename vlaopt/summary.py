@@ -30,7 +30,7 @@ class Frozen(BaseModel):
 
 
 class Row(Frozen):
-    """One form of the policy. `latency_ms` is the p50 of a whole chunk at batch 1, host to host."""
+    """One form of the policy. `latency_ms` is the p50 of a whole chunk at batch 1; errors are of executed actions."""
 
     form: str
     backend: str
@@ -48,7 +48,10 @@ class Summary(Frozen):
     target: str
     path: str
     rows: tuple[Row, ...]
-    kept_plain: dict[str, str]
+    components: dict[str, tuple[str, str]]
+    """Variant (plain or quantized) of every component in the engine, and why."""
+    candidates_ms: dict[str, float]
+    refused: dict[str, str]
     precisions: dict[str, int]
     gates: list[dict[str, Any]]
     verified_on: str
@@ -76,7 +79,9 @@ def summarise(result: Build, store: Store, progress: Progress) -> Summary:
         target=artifact.manifest.target,
         path=str(artifact.path),
         rows=tuple(Row.model_validate(row) for row in rows["rows"]),
-        kept_plain=engine.get("kept_plain", {}),
+        components={name: (part["variant"], part["reason"]) for name, part in engine.get("components", {}).items()},
+        candidates_ms=engine.get("candidates_p50_ms", {}),
+        refused=engine.get("refused", {}),
         precisions=engine.get("precisions", {}),
         gates=verified.get("gates", []),
         verified_on=_verified_on(verified),
@@ -85,7 +90,7 @@ def summarise(result: Build, store: Store, progress: Progress) -> Summary:
         finish=artifact.manifest.finish.model_dump() if artifact.manifest.finish else None,
         ran=tuple(outcome.stage for outcome in result.outcomes if not outcome.cached),
         seconds=sum(outcome.seconds for outcome in result.outcomes),
-        how=f"p50 of {ROUNDS * ITERATIONS} chunks per row, batch 1, host to host, all rows in turns in one process",
+        how=f"p50 of {ROUNDS * ITERATIONS} chunks, batch 1, host to host, all rows in turns in one process",
     )
 
 

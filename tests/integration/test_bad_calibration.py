@@ -1,4 +1,4 @@
-"""A calibration set that cannot be used is refused by name, and nothing of the stage is stored (bad inputs 14 to 20)."""
+"""A calibration set that cannot be used is refused by name, and nothing of it is stored (bad inputs 14 to 20)."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_set_cut_short_is_refused(small_build: SmallBuild, tmp_path: Path) -> 
     data = tmp_path / "set/observations.safetensors"
     data.write_bytes(data.read_bytes()[:-100])
     recipe = load_recipe(CPU, overrides=[*NO_RECOVERY, f"calibration.path={tmp_path / 'set'}"])
-    with pytest.raises(InputError, match="bytes|size|digest"):
+    with pytest.raises(InputError, match=r"bytes|size|digest"):
         source = small_build.result.outcomes[1].artifact
         run_stage(get("quantize"), recipe, source, store=Store(tmp_path / "store"), progress=Silent())
 

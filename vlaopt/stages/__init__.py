@@ -124,7 +124,7 @@ STAGES = (
     ),
     Stage(
         "engine",
-        version=1,
+        version=2,
         values=("engine", "accept"),
         target_values=("name", "kind", "arch", "backends", "compute_capabilities", "engine_built_on"),
         tools=("onnxruntime", "openvino", "tensorrt-rtx-cu13-libs", "tensorrt", "numpy"),
