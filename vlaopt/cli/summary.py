@@ -46,7 +46,7 @@ def _measured(summary: Summary) -> list[str]:
     ]
     if len(summary.candidates_ms) > 1:
         told = ", ".join(f"{backend} {latency:.2f} ms" for backend, latency in summary.candidates_ms.items())
-        lines.append(f"backends: the faster of {told}")
+        lines.append(f"backends measured: {told}")
     lines += [f"refused: {backend}: {reason}" for backend, reason in summary.refused.items()]
     lines += [f"{name}: {variant}, {reason}" for name, (variant, reason) in summary.components.items()]
     if summary.precisions:

@@ -10,10 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from vlaopt import backends
+from vlaopt.backends import EngineOptions
 from vlaopt.errors import StageError
 from vlaopt.graph.torch_export import export_component
 from vlaopt.policies import EagerPolicy
 from vlaopt.progress import Progress, track
+from vlaopt.runtime.policy import Policy
+from vlaopt.runtime.processors import Processors
 from vlaopt.tensors import Array
 
 
@@ -84,3 +88,18 @@ def export_components(
         model = export_component(modules[name], recordings[name].inputs, names, opset=opset)
         graphs[name] = model.SerializeToString(deterministic=True)
     return graphs
+
+
+def open_portable(
+    eager: EagerPolicy, graphs: Mapping[str, bytes], recordings: Mapping[str, Recording]
+) -> tuple[Policy, dict[str, float]]:
+    """The policy over its exported graphs on ONNX Runtime, and how far each component is from eager at most."""
+    library, options = backends.get("onnxruntime"), EngineOptions()
+    sessions = {name: library.open(library.build(graph, options).files, options) for name, graph in graphs.items()}
+    differences = {}
+    for name, recording in recordings.items():
+        outputs = sessions[name].run({key: value.numpy() for key, value in recording.inputs.items()})
+        differences[name] = recording.difference(outputs)
+    assets = eager.assets()
+    processors = Processors(eager.spec, assets.__getitem__)
+    return Policy(eager.spec, processors, sessions, backend="onnxruntime"), differences

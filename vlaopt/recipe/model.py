@@ -119,7 +119,9 @@ class Onnx(Section):
 class Engine(Section):
     """What the target runs."""
 
-    backend: Slug = Field(default="auto", description="A backend of the target; `auto` takes the target's first.")
+    backend: Slug = Field(
+        default="auto", description="A backend of the target; `auto` takes the fastest whose gates hold."
+    )
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         default=0, description="Threads of a CPU backend; 0 leaves its own default."
     )

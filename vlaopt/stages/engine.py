@@ -27,8 +27,10 @@ from vlaopt.tensors import Array
 
 Variant = Literal["plain", "quantized"]
 ROUNDS, ITERATIONS = 10, 10
-SIZE_ONLY_SLOWEST = 0.95
+SIZE_ONLY_SLOWEST = 0.9
 """A component that only stores int8 weights is there for its size; it may be this much as fast as the plain one."""
+PREFERENCE = 1.05
+"""A backend must be this many times as fast as those before it in the target's list: noise must decide nothing."""
 RAISE = "raise the precision of a scope by quantize.rules, or name another engine.backend"
 
 
@@ -149,7 +151,10 @@ def _choose(
     }
     samples = interleave(calls, golden.observations, rounds=ROUNDS, iterations_per_round=ITERATIONS)
     latencies = {name: round(float(np.median(times)), 4) for name, times in samples.items()}
-    chosen = min(good, key=lambda candidate: latencies[candidate.backend])
+    chosen = good[0]
+    for candidate in good[1:]:
+        if latencies[chosen.backend] > PREFERENCE * latencies[candidate.backend]:
+            chosen = candidate
     missed = {c.backend: "a gate was missed" for c in candidates if c not in good}
     return chosen, {"candidates_p50_ms": latencies, "refused": {**refused, **missed}}
 

@@ -7,19 +7,15 @@ import numpy as np
 from vlaopt import policies
 from vlaopt.artifact.artifact import SPEC_PATH, Artifact, Draft
 from vlaopt.artifact.manifest import component_path
-from vlaopt.backends import EngineOptions
-from vlaopt.backends import get as get_backend
-from vlaopt.benchmark.actions import ActionError, Limit
+from vlaopt.benchmark.actions import Limit
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
 from vlaopt.policies import EagerPolicy
-from vlaopt.policies.portable import Recording, export_components, record
+from vlaopt.policies.portable import export_components, open_portable, record
 from vlaopt.progress import Progress, track
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import HELD_OUT, Golden
 from vlaopt.runtime.loop import draw_noise
-from vlaopt.runtime.policy import Policy
-from vlaopt.runtime.processors import Processors
 from vlaopt.stages import golden_error, hold
 from vlaopt.tensors import Array, pack
 
@@ -47,7 +43,10 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
         held_out = CalibrationSet.open(recipe.locate(recipe.verify.observations))
         draft.write(HELD_OUT, _record_held_out(held_out, recipe.verify.samples, eager, progress), "golden")
 
-    differences, error = _compare(eager, graphs, recordings, golden, progress)
+    policy, differences = open_portable(eager, graphs, recordings)
+    error = golden_error(policy, golden, progress, "comparing with eager")
+    # Of the normalised chunk, so that the limit does not depend on the robot's units.
+    differences["policy"] = error.chunk.max
     gates = [Limit(name, value, recipe.accept.parity) for name, value in differences.items()]
     draft.metrics["export"] = {
         "parity": differences,
@@ -103,26 +102,3 @@ def _record_held_out(observations: CalibrationSet, samples: int, eager: EagerPol
     if noises[0] is not None:
         recorded["noise"] = np.stack([noise for noise in noises if noise is not None])
     return pack(recorded)
-
-
-def _compare(
-    eager: EagerPolicy,
-    graphs: dict[str, bytes],
-    recordings: dict[str, Recording],
-    golden: Golden,
-    progress: Progress,
-) -> tuple[dict[str, float], ActionError]:
-    """Largest absolute difference to eager, of every component on its recorded inputs and of the whole policy.
-
-    The whole policy's is that of the normalised chunk, so that it does not depend on the robot's units.
-    """
-    library, options = get_backend("onnxruntime"), EngineOptions()
-    sessions = {name: library.open(library.build(graph, options).files, options) for name, graph in graphs.items()}
-    differences = {}
-    for name, recording in recordings.items():
-        outputs = sessions[name].run({key: value.numpy() for key, value in recording.inputs.items()})
-        differences[name] = recording.difference(outputs)
-    assets = eager.assets()
-    policy = Policy(eager.spec, Processors(eager.spec, assets.__getitem__), sessions, backend="onnxruntime")
-    error = golden_error(policy, golden, progress, "comparing with eager")
-    return {**differences, "policy": error.chunk.max}, error

@@ -8,20 +8,16 @@ from typing import Any, Protocol, runtime_checkable
 from vlaopt import policies
 from vlaopt.artifact.artifact import SPEC_PATH, Artifact, Draft
 from vlaopt.artifact.manifest import component_path
-from vlaopt.backends import EngineOptions
-from vlaopt.backends import get as get_backend
 from vlaopt.benchmark.actions import Limit
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
 from vlaopt.policies import EagerPolicy
-from vlaopt.policies.portable import Recording, export_components, record
+from vlaopt.policies.portable import Recording, export_components, open_portable, record
 from vlaopt.progress import Progress
 from vlaopt.pruning import ScopeAmount, prune_channels, prune_weights
 from vlaopt.pruning.unstructured import Ranking, zeros_held
 from vlaopt.recipe.model import Recipe, Recovery
 from vlaopt.runtime.golden import Golden
-from vlaopt.runtime.policy import Policy
-from vlaopt.runtime.processors import Processors
 from vlaopt.stages import golden_error, hold, limits
 from vlaopt.training.imitation import Statistics, recover
 
@@ -56,14 +52,13 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     pruned, metrics = _prune(recipe, eager, record(eager, golden.observations[0], noise), progress)
     recordings = record(pruned, golden.observations[0], noise)
     graphs = export_components(pruned, recordings, opset=recipe.export.opset, progress=progress)
-    sessions, differences = _open_and_compare(graphs, recordings)
+    policy, differences = open_portable(pruned, graphs, recordings)
 
     draft.write_json(SPEC_PATH, pruned.spec, "policy")
     for name, data in pruned.checkpoint().items():
         draft.write(f"weights/{name}", data, "weights")
     for name, graph in graphs.items():
         draft.write(component_path(name), graph, "component")
-    policy = Policy(pruned.spec, Processors(pruned.spec, pruned.assets().__getitem__), sessions, backend="onnxruntime")
     error = golden_error(policy, golden, progress, "verifying the pruned policy")
     draft.metrics["prune"] = {
         **metrics,
@@ -130,16 +125,3 @@ def _recover(
             progress=progress,
         )
     return {"samples": len(demonstrations), "steps": list(curve.steps), "losses": list(curve.losses)}
-
-
-def _open_and_compare(
-    graphs: dict[str, bytes], recordings: dict[str, Recording]
-) -> tuple[dict[str, Any], dict[str, float]]:
-    library = get_backend("onnxruntime")
-    options = EngineOptions()
-    sessions = {name: library.open(library.build(graph, options).files, options) for name, graph in graphs.items()}
-    differences = {}
-    for name, recording in recordings.items():
-        outputs = sessions[name].run({key: value.numpy() for key, value in recording.inputs.items()})
-        differences[name] = recording.difference(outputs)
-    return sessions, differences
