@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -155,3 +158,19 @@ def test_every_shipped_recipe_can_be_planned_here(recipe: Path, tmp_path: Path) 
     done = command("build", recipe, "--dry-run", "--json", store=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [stage["stage"] for stage in json.loads(done.stdout)] == list(ORDER)
+
+
+def test_the_script_of_the_whole_chain_runs(small_build: SmallBuild, tmp_path: Path) -> None:
+    script = ROOT / "scripts/whole_chain.py"
+    environment = {**os.environ, "VLAOPT_STORE": str(small_build.store.root)}
+    done = subprocess.run(
+        [sys.executable, str(script), str(CPU), *NO_RECOVERY],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "built edge-vla 1.0.0+" in done.stdout
+    assert done.stdout.count("  action ") == 3
