@@ -14,7 +14,7 @@ from vlaopt.artifact.artifact import Artifact, copy, drafted, finish
 from vlaopt.artifact.manifest import Step
 from vlaopt.artifact.store import Record, Store, differences, key_of
 from vlaopt.errors import EnvironmentProblem, GateError, InputError
-from vlaopt.files import staged_directory, write_file
+from vlaopt.files import check_writable, staged_directory, write_file
 from vlaopt.progress import Progress, Silent
 from vlaopt.recipe.load import load_recipe
 from vlaopt.recipe.model import Recipe
@@ -67,6 +67,7 @@ def build(
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe), overrides=overrides, target=target)
     kept = store or Store.default()
+    check_writable(Path(output))
     outcomes = run_stages(loaded, None, ORDER, store=kept, progress=progress or Silent(), start_from=start_from)
     return Build(loaded, tuple(outcomes), publish(outcomes[-1].artifact, loaded, Path(output)))
 
@@ -94,13 +95,17 @@ def run_stages(
 def run_stage(
     stage: Stage, recipe: Recipe, source: Artifact | None, *, store: Store, progress: Progress, anew: bool = False
 ) -> Outcome:
-    """One stage, from the store when it is there. What it read from outside is hashed again before it is stored."""
+    """One stage, from the store when it is there. What it read from outside is hashed again before it is stored.
+
+    A stored result is held to the recipe's limits each time: see `stages.judge`.
+    """
     stage.requires(source)
     parts = stage.key_parts(recipe, source)
     key = key_of(parts)
     if anew:
         shutil.rmtree(store.place(stage.name, key), ignore_errors=True)
     elif found := store.find(stage.name, key):
+        stages.judge(found, recipe.accept)
         return Outcome(stage.name, found, cached=True, seconds=0.0)
     started = time.monotonic()
     final = store.place(stage.name, key)
@@ -130,7 +135,9 @@ def run_stage(
     store.note(
         Record(stage.name, key, recipe.name, recipe.target.name, parts, round(seconds, 3), round(time.time(), 3))
     )
-    return Outcome(stage.name, Artifact.open(final), cached=False, seconds=seconds)
+    made = Artifact.open(final)
+    stages.judge(made, recipe.accept)
+    return Outcome(stage.name, made, cached=False, seconds=seconds)
 
 
 def finish_here(artifact: Artifact, *, store: Store, progress: Progress) -> Artifact:

@@ -64,6 +64,23 @@ def read_file(path: Path, *, limit: int | None = None) -> bytes:
     return data
 
 
+def check_writable(folder: Path) -> None:
+    """Find out before long work that a folder, there or still to be made, cannot be written; writes nothing.
+
+    Raises EnvironmentProblem. A disk that fills up later is met when it does.
+    """
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    with _refusals_named(folder):
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
+            code = errno.EROFS if read_only else errno.EACCES
+            raise OSError(code, os.strerror(code))
+
+
 def sync_directory(path: Path) -> None:
     """Flush a directory's entries, so that a rename into it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -17,7 +17,7 @@ from tests.integration.conftest import CPU, NO_RECOVERY, ROOT, SmallBuild, setti
 from tests.integration.conftest import vlaopt as command
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.store import Store
-from vlaopt.chain import build, plan, run_stage
+from vlaopt.chain import Outcome, build, plan, run_stage
 from vlaopt.errors import GateError, InputError
 from vlaopt.progress import Silent
 from vlaopt.recipe.load import load_recipe
@@ -124,19 +124,32 @@ def test_a_stage_refuses_the_artifact_of_another_stage(small_build: SmallBuild, 
         run_stage(get("verify"), small_build.result.recipe, exported, store=Store(tmp_path), progress=Silent())
 
 
-def test_a_missed_gate_ends_with_five_and_keeps_its_report(small_build: SmallBuild, tmp_path: Path) -> None:
-    quantized = small_build.result.outcomes[1].artifact
+def test_a_missed_gate_ends_with_five_keeps_its_report_and_another_limit_needs_no_new_run(
+    small_build: SmallBuild, tmp_path: Path
+) -> None:
+    exported, store = small_build.result.outcomes[0].artifact, Store(tmp_path / "store")
+
+    def prune(limit: str) -> Outcome:
+        recipe = load_recipe(CPU, overrides=[*NO_RECOVERY, f"accept.action_error.mean={limit}"])
+        return run_stage(get("prune"), recipe, exported, store=store, progress=Silent())
+
+    for _ in range(2):
+        with pytest.raises(GateError, match=r"mean action error .* \(limit 1e-09\)") as raised:
+            prune("1e-9")
+        assert raised.value.exit_code == 5
+    report = Path(str(raised.value.hint).rpartition(" ")[2])
+    assert json.loads(report.read_bytes())["action_error"]["executed"]["mean"] > 1e-9
+    assert prune("0.5").cached
+
+
+def test_a_gate_missed_in_verify_keeps_its_report_and_stores_nothing(small_build: SmallBuild, tmp_path: Path) -> None:
+    built, store = small_build.result.outcomes[4].artifact, Store(tmp_path / "store")
     recipe = load_recipe(CPU, overrides=[*NO_RECOVERY, "accept.action_error.mean=1e-9"])
-    exported = small_build.result.outcomes[0].artifact
-    store = Store(tmp_path / "store")
-    with pytest.raises(GateError, match=r"mean action error .* \(limit 1e-09\)") as raised:
-        run_stage(get("prune"), recipe, exported, store=store, progress=Silent())
-    assert raised.value.exit_code == 5
-    assert raised.value.hint is not None
-    kept = list((store.root / "failed").rglob("prune.json"))
-    assert json.loads(kept[0].read_bytes())["action_error"]["executed"]["mean"] > 1e-9
+    with pytest.raises(GateError, match="golden: mean action error"):
+        run_stage(get("verify"), recipe, built, store=store, progress=Silent())
+    kept = list((store.root / "failed").rglob("verify.json"))
+    assert any(not gate["held"] for gate in json.loads(kept[0].read_bytes())["gates"])
     assert not list((store.root / "stages").rglob("manifest.json"))
-    assert quantized.path.is_dir()
 
 
 def test_what_changes_while_a_stage_reads_it_is_not_stored(

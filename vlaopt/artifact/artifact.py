@@ -24,13 +24,14 @@ from vlaopt.artifact.manifest import (
 )
 from vlaopt.artifact.policy_spec import PolicySpec
 from vlaopt.errors import InputError
-from vlaopt.files import read_file, staged_directory, write_file
+from vlaopt.files import read_file, remove_directory, staged_directory, write_file
 from vlaopt.hashing import canonical_json, digest_bytes
 from vlaopt.recipe.model import SCHEMA as RECIPE_SCHEMA
 from vlaopt.recipe.model import Recipe
 
 SPEC_PATH = "policy/spec.json"
 REBUILD = "build the artifact again, or copy it again from where it was built"
+GIVE = "give the directory that `vlaopt build` printed"
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,12 @@ class Artifact:
         Raises InputError for anything missing, extra, linked or of another size. Contents are hashed on `read`.
         """
         folder = Path(path)
+        if folder.is_file():
+            raise InputError("a file, not an artifact directory", where=str(path), hint=GIVE)
         if not folder.is_dir():
-            raise InputError("no such artifact directory", where=str(path))
+            raise InputError("no such artifact directory", where=str(path), hint=GIVE)
         if not (folder / FILE_NAME).is_file():
-            raise InputError(
-                "not an artifact: it has no manifest.json",
-                where=str(path),
-                hint="give the directory that `vlaopt build` printed",
-            )
+            raise InputError("not an artifact: it has no manifest.json", where=str(path), hint=GIVE)
         data = read_file(folder / FILE_NAME, limit=SIZE_LIMIT)
         artifact = cls(folder, decode(data, where=str(folder / FILE_NAME)), data, digest_bytes(data))
         artifact._check_exact_set()
@@ -202,12 +201,30 @@ def finish(draft: Draft, **fields: Any) -> Manifest:
 
 
 def copy(artifact: Artifact, final: Path) -> Artifact:
-    """A byte-for-byte copy of `artifact` at `final`, every file checked on the way. An equal one there is kept."""
+    """A byte-for-byte copy of `artifact` at `final`, every file checked on the way.
+
+    An equal one there is kept; a damaged copy of the same one, of which a file was changed or lost, makes room.
+    Raises InputError when anything else lies there.
+    """
+    if _same_manifest(artifact, final) and not _sound(final):
+        remove_directory(final)
     with staged_directory(final) as folder:
         for entry in artifact.manifest.files:
             write_file(folder / entry.path, artifact.read(entry.path))
         write_file(folder / FILE_NAME, artifact.encoded)
-    copied = Artifact.open(final)
-    if copied.id != artifact.id:
-        raise InputError("another artifact lies there", where=str(final), hint="give another --output")
-    return copied
+    if not _same_manifest(artifact, final):
+        raise InputError("something else lies there already", where=str(final), hint="give another --output")
+    return Artifact.open(final)
+
+
+def _same_manifest(artifact: Artifact, folder: Path) -> bool:
+    manifest = folder / FILE_NAME
+    return manifest.is_file() and read_file(manifest) == artifact.encoded
+
+
+def _sound(folder: Path) -> bool:
+    try:
+        Artifact.open(folder).check()
+    except InputError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,6 +50,13 @@ class ActionError:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ActionError:
+        """What `to_json` gave."""
+        parts = {name: ErrorStatistics(**value[name]) for name in ("executed", "chunk")}
+        per_action = tuple(ErrorStatistics(**dof) for dof in value["per_action"])
+        return cls(**{**value, **parts, "per_action": per_action})
 
 
 def compare_actions(

@@ -9,7 +9,7 @@ import typer
 
 from vlaopt.cli import terminal
 from vlaopt.cli.recipe import AsJson, Overrides
-from vlaopt.cli.stage import ONLY_STAGE, OutputOption, RecipeOption, refuse_options, run_alone
+from vlaopt.cli.stage import ONLY_STAGE, OutputOption, RecipeOption, is_artifact, refuse_options, run_alone
 
 
 def bench(
@@ -17,10 +17,11 @@ def bench(
         Path, typer.Argument(metavar="SOURCE", help="An artifact; or a recipe, whose earlier stages run as needed.")
     ],
     hz: Annotated[
-        float | None, typer.Option("--hz", metavar="N", min=0.01, help="Control rate; the recipe's otherwise.")
+        float | None,
+        typer.Option("--hz", metavar="N", min=0.01, max=10_000, help="Control rate; the recipe's otherwise."),
     ] = None,
     duration: Annotated[
-        float | None, typer.Option("--duration", metavar="S", min=0.1, help="Seconds of the paced run.")
+        float | None, typer.Option("--duration", metavar="S", min=0.1, max=86_400, help="Seconds of the paced run.")
     ] = None,
     assertions: Annotated[
         list[str] | None,
@@ -48,7 +49,7 @@ def bench(
     from vlaopt.stages.bench import bench_artifact
 
     wanted = [parse_assertion(expression) for expression in assertions or ()]
-    if recipe or not source.is_dir():
+    if not is_artifact(source) or recipe:
         refuse_options(
             {"--hz": hz, "--duration": duration, "--backend": backend, "--assert": wanted},
             "for measuring an artifact, not for stage `bench` of a recipe",
@@ -74,12 +75,9 @@ def bench(
     settings = BenchSettings(hz=hz or own.hz, duration_s=duration or own.duration_s, back_to_back_s=own.back_to_back_s)
     with terminal.watched(quiet=as_json) as progress:
         record = bench_artifact(artifact, settings, progress, backend=backend)
-    Store.default().remember(
-        "bench", f"{artifact.id[:16]}-{record.environment.machine_key()}", record.model_dump(mode="json", by_alias=True)
-    )
     outcomes = evaluate(wanted, record)
+    value: dict[str, Any] = record.model_dump(mode="json", by_alias=True)
     if as_json:
-        value: dict[str, Any] = record.model_dump(mode="json", by_alias=True)
         terminal.give_json({"record": value, "assertions": [vars(outcome) for outcome in outcomes]})
     else:
         show(record)
@@ -88,6 +86,8 @@ def bench(
                 f"{'held  ' if outcome.ok else 'MISSED'} {outcome.expression}"
                 + (f" ({outcome.reason})" if outcome.reason else "")
             )
+    # Told first: a machine whose store cannot be written has measured all the same.
+    Store.default().remember("bench", f"{artifact.id[:16]}-{record.environment.machine_key()}", value)
     missed = [f"{outcome.expression}: {outcome.reason}" for outcome in outcomes if not outcome.ok]
     if missed:
         raise GateError("; ".join(missed))
@@ -107,13 +107,17 @@ def show(record: Any) -> None:
         right=("min", "p50", "p90", "p99", "p99.9", "max", "jitter"),
         title=f"latency in ms ({record.environment.cpu_model})",
     )
+    unstated: list[str] = []
     for name, part in ((f"paced at {record.settings.hz:g} Hz", record.paced), ("back-to-back", record.back_to_back)):
         spread = part.latency_ms
         cells = [spread.p50, spread.p90, spread.p99, spread.p99_9]
-        values = [f"{cell.value:.3f}" if cell.value is not None else "insufficient samples" for cell in cells]
+        values = ["—" if cell.value is None else f"{cell.value:.3f}" for cell in cells]
+        unstated += [f"{name}: {cell.reason}" for cell in cells if cell.value is None][:1]
         jitter = "—" if part.jitter_ms is None else f"{part.jitter_ms:.3f}"
         table.add_row(name, f"{spread.min:.3f}", *values, f"{spread.max:.3f}", jitter)
     terminal.give_table(table)
+    for reason in unstated:
+        terminal.give(f"— {reason}")
     paced = record.paced
     terminal.give(
         f"misses: {paced.misses} of {paced.ticks} ticks past their deadline of {paced.deadline_ms:g} ms, "

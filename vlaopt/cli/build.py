@@ -47,9 +47,16 @@ def build(
     from vlaopt.artifact.store import Store
     from vlaopt.cli.cache import show_plan
     from vlaopt.cli.summary import show_summary
+    from vlaopt.errors import InputError
     from vlaopt.recipe.load import load_recipe
     from vlaopt.summary import summarise
 
+    if recipe.is_dir():
+        raise InputError(
+            "a directory, not a recipe",
+            where=str(recipe),
+            hint="`vlaopt recipe ls FOLDER` lists recipes; `vlaopt verify` and `bench` take an artifact",
+        )
     loaded = load_recipe(recipe, overrides=overrides or (), target=target)
     store = Store.default()
     if dry_run:

@@ -10,6 +10,14 @@ import typer
 from vlaopt.cli import terminal
 from vlaopt.cli.recipe import AsJson
 
+ANSWERS = {
+    "FASTER": "B is FASTER",
+    "SLOWER": "B is SLOWER",
+    "SAME": "SAME speed",
+    "UNCLEAR": "UNCLEAR which is faster (more --rounds may tell)",
+}
+"""How `Comparison.answer` is told."""
+
 
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="An artifact.")],
@@ -47,7 +55,7 @@ def compare(
     terminal.give(f"A: {result.median_a_ms:.3f} ms   {first}")
     terminal.give(f"B: {result.median_b_ms:.3f} ms   {second}")
     terminal.give(
-        f"B is {result.answer}: {result.speedup:.2f}× A's speed (difference {result.difference_low_ms:+.3f} … "
+        f"{ANSWERS[result.answer]}: {result.speedup:.2f}× A's speed (difference {result.difference_low_ms:+.3f} … "
         f"{result.difference_high_ms:+.3f} ms at 99 %, p = {result.p_value:.1g})"
     )
 

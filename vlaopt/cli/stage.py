@@ -39,6 +39,15 @@ OutputOption = Annotated[
 ONLY_STAGE = "only for a stage that is run by its recipe"
 
 
+def is_artifact(source: Path) -> bool:
+    """Whether SOURCE, an artifact or a recipe, names an artifact. Raises InputError when nothing is there."""
+    from vlaopt.errors import InputError
+
+    if not source.exists():
+        raise InputError("no such artifact or recipe", where=str(source), hint="`vlaopt build` prints the artifact")
+    return source.is_dir()
+
+
 def run_alone(
     name: str, source: Path, recipe: Path | None, overrides: list[str] | None, output: Path | None, as_json: bool
 ) -> None:
@@ -51,7 +60,7 @@ def run_alone(
     from vlaopt.stages import ORDER
 
     store = Store.default()
-    if source.is_dir():
+    if is_artifact(source):
         artifact = Artifact.open(source)
         if recipe is None and name == "engine" and artifact.manifest.finish:
             with terminal.watched(quiet=as_json) as progress:

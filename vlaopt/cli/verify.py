@@ -9,7 +9,7 @@ import typer
 
 from vlaopt.cli import terminal
 from vlaopt.cli.recipe import AsJson, Overrides
-from vlaopt.cli.stage import ONLY_STAGE, OutputOption, RecipeOption, refuse_options, run_alone
+from vlaopt.cli.stage import ONLY_STAGE, OutputOption, RecipeOption, is_artifact, refuse_options, run_alone
 
 
 def verify(
@@ -29,7 +29,7 @@ def verify(
     Needs neither torch nor onnx. With --recipe, stage `verify` runs: held-out observations and closed loop too.
     Exit code 5 when a gate is missed.
     """
-    if recipe or not source.is_dir():
+    if not is_artifact(source) or recipe:
         refuse_options(
             {"--backend": backend},
             "for verifying an artifact, not for stage `verify` of a recipe",
@@ -57,7 +57,10 @@ def verify(
         for gate in result.gates:
             table.add_row(gate.name, f"{gate.value:.4g}", f"{gate.limit:.4g}", "held" if gate.held else "MISSED")
         terminal.give_table(table)
-        terminal.give(f"{len(artifact.manifest.files)} files unchanged; verified on {result.metrics['backend']}")
+        terminal.give(
+            f"{artifact.manifest.name} {artifact.version}: {len(artifact.manifest.files)} files unchanged; "
+            f"verified on {result.metrics['backend']}"
+        )
     hold(result.gates, what="gates missed", hint=LOCATE)
 
 

@@ -21,6 +21,11 @@ from vlaopt.target import Target, find_target, read_target
 
 _DECLARES_RECIPE = re.compile(rb"""^["']?schema["']?\s*:\s*["']?vlaopt\.recipe/""", re.MULTILINE)
 _SCHEMA = re.compile(r"vlaopt\.recipe/([0-9]+)(\..*)?")
+_OTHER_SCHEMA = re.compile(r"vlaopt\.(?!recipe/)([a-z-]+)/")
+_OTHER_HINTS = {
+    "artifact": "give the directory it lies in: vlaopt verify, bench, inspect and compare take an artifact",
+    "target": "a recipe names it under `target`, or give it as --target",
+}
 # Stand-ins for keys that every recipe must have, so that the other keys can still be checked when one is at fault.
 _STAND_INS = {"schema": SCHEMA, "name": "unnamed", "version": "0.0.0", "target": "unnamed"}
 
@@ -56,8 +61,12 @@ def _declares_recipe(path: Path) -> bool:
 
 
 def _check_schema(document: Document, source: str) -> None:
-    """Stop at a recipe of another major: what else it holds would be judged by the wrong rules."""
+    """Stop at a recipe of another major, or at no recipe: what else it holds would be judged by the wrong rules."""
     schema = document.values.get("schema")
+    if isinstance(schema, str) and (other := _OTHER_SCHEMA.match(schema)):
+        where = f"{source}:{document.places[('schema',)][0]}:schema"
+        hint = _OTHER_HINTS.get(other[1])
+        raise RecipeError([InputError(f"{other[1]} file, not a recipe: {schema}", where=where, hint=hint)])
     match = _SCHEMA.fullmatch(schema) if isinstance(schema, str) else None
     if match is None or schema == SCHEMA:
         return

@@ -97,14 +97,14 @@ STAGES = (
     Stage(
         "export",
         version=1,
-        values=("policy", "export", "accept.parity", "verify.observations", "verify.samples"),
+        values=("policy", "export", "verify.observations", "verify.samples"),
         paths=("policy.checkpoint", "calibration.path", "verify.observations"),
         tools=("torch", "onnx", "onnxscript", "onnxruntime", "numpy"),
     ),
     Stage(
         "prune",
         version=1,
-        values=("policy", "export", "prune", "accept"),
+        values=("policy", "export", "prune"),
         paths=("prune.recovery.demonstrations",),
         tools=("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy"),
     ),
@@ -118,7 +118,7 @@ STAGES = (
     Stage(
         "onnx",
         version=1,
-        values=("onnx", "accept"),
+        values=("onnx",),
         target_values=("activations",),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
     ),
@@ -146,6 +146,15 @@ STAGES = (
         on_this_machine=True,
     ),
 )
+JUDGED = {
+    "export": "run with another export.opset, or report it: the exported graph computes something else than eager",
+    "prune": "prune less (prune.amount), leave scopes out (prune.exclude), or ask for recovery (prune.recovery)",
+    "onnx": "keep scopes in fp32 (quantize.rules), try another quantize.calibrator, or use more calibration samples",
+}
+"""Stages whose result is held to the limits whenever it is used, and what helps when one is missed.
+
+The limits are no part of their keys: another limit needs no new training. `engine` and `verify` hold to them inside.
+"""
 ORDER = tuple(stage.name for stage in STAGES)
 
 
@@ -200,6 +209,19 @@ def limits(error: ActionError, accept: Accept) -> list[Limit]:
         ("jerk increase", error.jerk, accept.jerk),
     ]
     return [Limit(name, value, limit) for name, value, limit in found if value is not None and limit is not None]
+
+
+def judge(artifact: Artifact, accept: Accept) -> None:
+    """Raises GateError when the result of a stage in JUDGED is beyond the limits, by the metrics it holds."""
+    stage = artifact.manifest.stage
+    metrics = artifact.manifest.metrics.get(stage, {})
+    if stage not in JUDGED or "parity" not in metrics:
+        return
+    gates = [Limit(f"parity of {name}", value, accept.parity) for name, value in metrics["parity"].items()]
+    if stage != "export":
+        gates += limits(ActionError.from_json(metrics["action_error"]), accept)
+    report = artifact.path / "reports" / f"{stage}.json"
+    hold(gates, what=f"the result of {stage} is beyond its limits", hint=f"{JUDGED[stage]}; its report: {report}")
 
 
 def hold(gates: list[Limit], *, what: str, hint: str) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 from vlaopt import policies
 from vlaopt.artifact.artifact import SPEC_PATH, Artifact, Draft
 from vlaopt.artifact.manifest import component_path
-from vlaopt.benchmark.actions import Limit
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
 from vlaopt.policies import EagerPolicy
@@ -16,11 +15,10 @@ from vlaopt.progress import Progress, track
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import HELD_OUT, Golden
 from vlaopt.runtime.loop import draw_noise
-from vlaopt.stages import golden_error, hold
+from vlaopt.stages import golden_error
 from vlaopt.tensors import Array, pack
 
 NOISE_SEED = 0
-WRONG_EXPORT = "the exported graph computes something else than eager; run with another export.opset, or report it"
 
 
 def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
@@ -47,14 +45,12 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     error = golden_error(policy, golden, progress, "comparing with eager")
     # Of the normalised chunk, so that the limit does not depend on the robot's units.
     differences["policy"] = error.chunk.max
-    gates = [Limit(name, value, recipe.accept.parity) for name, value in differences.items()]
     draft.metrics["export"] = {
         "parity": differences,
         "bytes": sum(map(len, graphs.values())),
         "action_error": error.to_json(),
     }
     draft.write_json("reports/export.json", draft.metrics["export"], "report")
-    hold(gates, what="parity with eager", hint=WRONG_EXPORT)
 
 
 def _sets(recipe: Recipe) -> dict[str, str]:

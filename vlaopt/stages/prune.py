@@ -8,7 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 from vlaopt import policies
 from vlaopt.artifact.artifact import SPEC_PATH, Artifact, Draft
 from vlaopt.artifact.manifest import component_path
-from vlaopt.benchmark.actions import Limit
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
 from vlaopt.policies import EagerPolicy
@@ -18,12 +17,8 @@ from vlaopt.pruning import ScopeAmount, prune_channels, prune_weights
 from vlaopt.pruning.unstructured import Ranking, zeros_held
 from vlaopt.recipe.model import Recipe, Recovery
 from vlaopt.runtime.golden import Golden
-from vlaopt.stages import golden_error, hold, limits
+from vlaopt.stages import golden_error
 from vlaopt.training.imitation import Statistics, recover
-
-PRUNE_LESS = (
-    "prune less (prune.amount), leave sensitive scopes out (prune.exclude), or ask for recovery (prune.recovery)"
-)
 
 
 @runtime_checkable
@@ -67,12 +62,6 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
         "action_error": error.to_json(),
     }
     draft.write_json("reports/prune.json", draft.metrics["prune"], "report")
-    hold(
-        [Limit(name, value, recipe.accept.parity) for name, value in differences.items()],
-        what="parity of the pruned policy with its eager form",
-        hint="run with another export.opset, or report it",
-    )
-    hold(limits(error, recipe.accept), what="the pruned policy is too far from the reference", hint=PRUNE_LESS)
 
 
 def _prune(
