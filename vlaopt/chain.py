@@ -14,7 +14,7 @@ from vlaopt.artifact.artifact import Artifact, copy, drafted, finish
 from vlaopt.artifact.manifest import Step
 from vlaopt.artifact.store import Record, Store, differences, key_of
 from vlaopt.errors import EnvironmentProblem, GateError, InputError
-from vlaopt.files import check_writable, staged_directory, write_file
+from vlaopt.files import check_writable, remove_directory, staged_directory, write_file
 from vlaopt.progress import Progress, Silent
 from vlaopt.recipe.load import load_recipe
 from vlaopt.recipe.model import Recipe
@@ -82,14 +82,22 @@ def run_stages(
     start_from: str | None = None,
 ) -> list[Outcome]:
     """The stages `names` one after the other, the first on `source`."""
+    check_outside(recipe, names)
     outcomes: list[Outcome] = []
     anew = False
-    for name in names:
+    for position, name in enumerate(names, 1):
         anew = anew or name == start_from
-        outcome = run_stage(stages.get(name), recipe, source, store=store, progress=progress, anew=anew)
+        with progress.task(f"{position}/{len(names)} {name}" if len(names) > 1 else name):
+            outcome = run_stage(stages.get(name), recipe, source, store=store, progress=progress, anew=anew)
         source = outcome.artifact
         outcomes.append(outcome)
     return outcomes
+
+
+def check_outside(recipe: Recipe, names: Sequence[str]) -> None:
+    """Read what the stages `names` read from outside, so that a damaged set is told of before minutes of work."""
+    for name in names:
+        stages.get(name).outside(recipe)
 
 
 def run_stage(
@@ -102,9 +110,7 @@ def run_stage(
     stage.requires(source)
     parts = stage.key_parts(recipe, source)
     key = key_of(parts)
-    if anew:
-        shutil.rmtree(store.place(stage.name, key), ignore_errors=True)
-    elif found := store.find(stage.name, key):
+    if not anew and (found := store.find(stage.name, key)):
         stages.judge(found, recipe.accept)
         return Outcome(stage.name, found, cached=True, seconds=0.0)
     started = time.monotonic()
@@ -131,6 +137,8 @@ def run_stage(
             lineage=(*lineage, step),
             tools={**(source.manifest.tools if source else {}), **parts["tools"]},
         )
+        if anew:  # not before: an interrupted run keeps the result there was
+            remove_directory(final)
     seconds = time.monotonic() - started
     store.note(
         Record(stage.name, key, recipe.name, recipe.target.name, parts, round(seconds, 3), round(time.time(), 3))
@@ -204,6 +212,7 @@ def publish(artifact: Artifact, recipe: Recipe, output: Path) -> Artifact:
 
 def plan(recipe: Recipe, store: Store, names: Sequence[str] = ORDER) -> list[Planned]:
     """What a build would do, stage by stage, and why; runs nothing."""
+    check_outside(recipe, names)
     planned: list[Planned] = []
     source: Artifact | None = None
     for position, name in enumerate(names):

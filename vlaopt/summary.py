@@ -12,6 +12,8 @@ from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.store import Store
 from vlaopt.benchmark.compare import interleave
+from vlaopt.benchmark.environment import Activity, read_activity
+from vlaopt.benchmark.verdict import BUSY_SHARE
 from vlaopt.chain import Build
 from vlaopt.hashing import digest_json
 from vlaopt.progress import Progress
@@ -61,15 +63,21 @@ class Summary(Frozen):
     ran: tuple[str, ...]
     seconds: float
     how: str
+    busy: str | None
 
 
 def summarise(result: Build, store: Store, progress: Progress) -> Summary:
-    """The summary of a build; its latencies are measured once for each set of stage results, then remembered."""
+    """The summary of a build; its latencies are measured once for each set of stage results, then remembered.
+
+    A machine that was busy meanwhile is remembered with them.
+    """
     key = digest_json([outcome.artifact.id for outcome in result.outcomes])
-    rows = store.recall("summaries", key)
-    if rows is None:
-        rows = {"rows": [row.model_dump(mode="json") for row in _rows(result, progress)]}
-        store.remember("summaries", key, rows)
+    measured = store.recall("summaries", key)
+    if measured is None:
+        before = read_activity()
+        rows = [row.model_dump(mode="json") for row in _rows(result, progress)]
+        measured = {"rows": rows, "busy": _busy_since(before)}
+        store.remember("summaries", key, measured)
     artifact = result.artifact
     metrics = artifact.manifest.metrics
     engine, verified = metrics.get("engine", {}), metrics.get("verify", {})
@@ -78,7 +86,7 @@ def summarise(result: Build, store: Store, progress: Progress) -> Summary:
         version=artifact.version,
         target=artifact.manifest.target,
         path=str(artifact.path),
-        rows=tuple(Row.model_validate(row) for row in rows["rows"]),
+        rows=tuple(Row.model_validate(row) for row in measured["rows"]),
         components={name: (part["variant"], part["reason"]) for name, part in engine.get("components", {}).items()},
         candidates_ms=engine.get("candidates_p50_ms", {}),
         refused=engine.get("refused", {}),
@@ -91,7 +99,15 @@ def summarise(result: Build, store: Store, progress: Progress) -> Summary:
         ran=tuple(outcome.stage for outcome in result.outcomes if not outcome.cached),
         seconds=sum(outcome.seconds for outcome in result.outcomes),
         how=f"p50 of {ROUNDS * ITERATIONS} chunks, batch 1, host to host, all rows in turns in one process",
+        busy=measured["busy"],
     )
+
+
+def _busy_since(before: Activity | None) -> str | None:
+    """Why latencies measured since `before` flatter or wrong some form, or None: the longest ones suffer most."""
+    after = read_activity()
+    others = after.others_since(before) if after and before else None
+    return f"others took {others:.0%} of the CPU time" if others is not None and others > BUSY_SHARE else None
 
 
 def _verified_on(verified: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from vlaopt import files
 from vlaopt.errors import EnvironmentProblem, InputError
 from vlaopt.files import (
     STAGING_PREFIX,
+    check_writable,
     read_file,
     remove_dead_staging,
     remove_directory,
@@ -215,3 +216,20 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path: Path, path: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         read_file(tmp_path / path)
+
+
+def test_a_folder_still_to_be_made_can_be_written_and_is_not_made(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert names(tmp_path) == []
+
+
+def test_below_a_file_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(EnvironmentProblem, match="cannot be written: Not a directory"):
+        check_writable(tmp_path / "file" / "out")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that nobody can write to")
+def test_a_folder_that_refuses_is_told_of_before_the_work() -> None:
+    with pytest.raises(EnvironmentProblem, match="cannot be written"):
+        check_writable(Path("/proc/self/out"))

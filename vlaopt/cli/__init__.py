@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `vlaopt` and exit with its code: see `vlaopt.errors` for what each means."""
+    # Threads that wait in a spin make training several times slower where other programs want the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A stopped service or CI job cleans up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from vlaopt.cli.app import run
 
     for stream in (sys.stdout, sys.stderr):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 from vlaopt import __version__
 from vlaopt.cli import bench, build, cache, compare, evaluate, inspect, recipe, stage, target, verify
-from vlaopt.errors import EnvironmentProblem, VlaoptError
+from vlaopt.errors import EnvironmentProblem, InputError, VlaoptError
 
 BUG, USAGE, INTERRUPTED = 1, 2, 130
 BROUGHT_BY = {
@@ -19,6 +20,8 @@ BROUGHT_BY = {
     **dict.fromkeys(("metaworld", "mujoco", "gymnasium"), "sim"),
 }
 """The extra of vlaopt that brings a library: some installs, such as a robot's, lack it."""
+
+PATH_FAULTS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
 app = typer.Typer(
     name="vlaopt",
@@ -62,7 +65,7 @@ def run(arguments: list[str]) -> int:
     except typer.TyperException as error:
         # A command line without a command has printed its help, and has no message.
         if message := error.format_message():
-            _say(f"error: {message}")
+            _say(f"error: {message.replace('Value error, ', '')}")
             _say("hint: vlaopt --help lists the commands, vlaopt COMMAND --help its options")
         return USAGE
     except (KeyboardInterrupt, typer.Abort):
@@ -71,6 +74,8 @@ def run(arguments: list[str]) -> int:
         # Typer exits by itself only when the reader of stdout is gone, as in `vlaopt recipe schema | head -1`.
         return 0
     except Exception as error:
+        if unusable := _unusable_path(error):
+            return _tell(unusable, debug=debug)
         if missing := _missing_library(error):
             return _tell(missing, debug=debug)
         if debug:
@@ -89,6 +94,15 @@ def _tell(error: VlaoptError, *, debug: bool) -> int:
     for line in error.lines():
         _say(line if line.startswith("hint:") else f"error: {line}")
     return error.exit_code
+
+
+def _unusable_path(error: Exception) -> InputError | None:
+    """The problem behind a system call that refused a path, such as one in a folder of another user, or None."""
+    if not isinstance(error, OSError) or error.errno not in PATH_FAULTS or error.filename is None:
+        return None
+    return InputError(
+        f"cannot be used: {error.strerror}", where=str(error.filename), hint="check the path and its permissions"
+    )
 
 
 def _missing_library(error: Exception) -> EnvironmentProblem | None:

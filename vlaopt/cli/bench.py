@@ -117,20 +117,20 @@ def show(record: Any) -> None:
         table.add_row(name, f"{spread.min:.3f}", *values, f"{spread.max:.3f}", jitter)
     terminal.give_table(table)
     for reason in unstated:
-        terminal.give(f"— {reason}")
+        terminal.give_words(f"— {reason}")
     paced = record.paced
-    terminal.give(
+    terminal.give_words(
         f"misses: {paced.misses} of {paced.ticks} ticks past their deadline of {paced.deadline_ms:g} ms, "
         f"{len(paced.dropped)} dropped"
     )
     memory = "not available" if record.peak_memory_mib is None else f"{record.peak_memory_mib:.0f} MiB"
     energy = record.energy.reason if record.energy.joules is None else f"{record.energy.joules * 1e3:.2f} mJ per chunk"
-    terminal.give(
+    terminal.give_words(
         f"cold start {record.cold_start_ms:.0f} ms · peak memory {memory} · energy {energy} · "
         f"harness {record.overhead_us:.1f} µs"
     )
-    terminal.give(f"actions checked: {record.actions.checked}")
-    terminal.give(f"verdict: {record.verdict}" + (f": {'; '.join(record.reasons)}" if record.reasons else ""))
+    terminal.give_words(f"actions checked: {record.actions.checked}")
+    terminal.give_words(f"verdict: {record.verdict}" + (f": {'; '.join(record.reasons)}" if record.reasons else ""))
 
 
 def add_to(app: typer.Typer) -> None:

@@ -23,8 +23,8 @@ def evaluate(
 ) -> None:
     """Closed-loop success in Meta-World, with its 95 % interval.
 
-    The same seed gives every policy the same episodes, none of which training has seen, commanded in held-out
-    phrasings.
+    The same seed gives every policy the same episodes. Training has seen none of them, nor the phrasings they are
+    commanded in.
     """
     from vlaopt.artifact.manifest import FILE_NAME
     from vlaopt.sim import evaluate as run

@@ -18,7 +18,7 @@ def show_summary(summary: Summary, *, as_json: bool) -> None:
         table.add_row(*_cells(row, summary.rows[0]))
     terminal.give_table(table)
     for line in (*_measured(summary), *_gates(summary), *_done(summary)):
-        terminal.give(line)
+        terminal.give_words(line)
     terminal.give(summary.path)
 
 
@@ -28,7 +28,7 @@ def _cells(row: Row, reference: Row) -> tuple[str, ...]:
         row.form,
         row.backend,
         f"{terminal.size(row.bytes)} {row.bytes / reference.bytes:4.0%}",
-        f"{row.latency_ms:.2f} ms" if row.latency_ms else "not run here",
+        f"{row.latency_ms:.2f} ms" if row.latency_ms else "not here",
         faster,
         "reference" if row is reference else _number(row.action_error_mean),
         "" if row is reference else _number(row.action_error_max),
@@ -44,6 +44,8 @@ def _measured(summary: Summary) -> list[str]:
         f"latency: {summary.how}",
         "action error: mean and worst of the executed actions on golden observations, in standard deviations of each",
     ]
+    if summary.busy:
+        lines.insert(1, f"busy machine: {summary.busy}; trust no latency above; --from engine measures again")
     if len(summary.candidates_ms) > 1:
         told = ", ".join(f"{backend} {latency:.2f} ms" for backend, latency in summary.candidates_ms.items())
         lines.append(f"backends measured: {told}")
@@ -55,7 +57,7 @@ def _measured(summary: Summary) -> list[str]:
     bench = summary.bench or {}
     if "hz" in bench:
         p99 = "insufficient samples" if bench["paced_p99_ms"] is None else f"{bench['paced_p99_ms']:.2f} ms"
-        reasons = f" ({'; '.join(bench['reasons'])})" if bench["reasons"] else ""
+        reasons = f" ({'; '.join(bench['reasons'])}); `vlaopt bench` measures again" if bench["reasons"] else ""
         lines.append(
             f"paced at {bench['hz']:g} Hz: p50 {bench['paced_p50_ms']:.2f} ms, p99 {p99}, "
             f"{bench['miss_rate']:.2%} missed; {bench['verdict']}{reasons}"

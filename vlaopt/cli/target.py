@@ -21,12 +21,11 @@ def ls(as_json: AsJson = False) -> None:
     if as_json:
         terminal.give_json([target.model_dump(mode="json", by_alias=True) for target in found])
         return
-    table = terminal.table("target", "backends", "SM", "precisions", "engine built on", "description")
+    table = terminal.table("target", "backends", "precisions", "built on", "description", whole=("target", "built on"))
     for target in found:
         table.add_row(
             target.name,
             ", ".join(target.backends),
-            ", ".join(target.compute_capabilities),
             ", ".join(target.precisions),
             target.engine_built_on,
             target.description,

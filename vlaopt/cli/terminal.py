@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,34 +15,11 @@ from vlaopt.progress import Silent, Task
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
     from rich.table import Table
 
+    from vlaopt.cli.bars import Terminal
+
 SLOW_S = 1.0
-
-
-class _Bar:
-    def __init__(self, bars: Bars, identity: TaskID) -> None:
-        self._bars, self._identity = bars, identity
-
-    def advance(self, items: int = 1) -> None:
-        self._bars.advance(self._identity, items)
-
-
-class Terminal:
-    """Progress as bars that vanish when done, with counts and the time left."""
-
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
-
-    @contextmanager
-    def task(self, label: str, total: int | None = None) -> Iterator[Task]:
-        identity = self._bars.add_task(label, total=total)
-        try:
-            yield _Bar(self._bars, identity)
-        finally:
-            self._bars.remove_task(identity)
 
 
 class _Silence:
@@ -68,27 +47,10 @@ def watched(quiet: bool = False) -> Iterator[Silent | Terminal | Log]:
     elif not sys.stderr.isatty():
         yield Log()
     else:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bars
+        from vlaopt.cli.bars import drawn
 
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Bars(*columns, console=console(sys.stderr), transient=True) as bars:
-            yield Terminal(bars)
+        with drawn(console(sys.stderr)) as bars:
+            yield bars
 
 
 def console(stream: Any = None) -> Console:
@@ -111,24 +73,47 @@ def give(text: str) -> None:
     print(text)  # noqa: T201
 
 
+def give_words(text: str) -> None:
+    """A sentence of the result, on stdout; on a terminal its lines end between words."""
+    if sys.stdout.isatty():
+        width = max(shutil.get_terminal_size().columns, 40)
+        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    give(text)
+
+
 def give_json(value: Any) -> None:
     """The result as JSON, on stdout."""
     give(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False))
 
 
 def give_table(table: Table) -> None:
-    """The result as a table, on stdout."""
-    console().print(table)
+    """The result as a table, on stdout; where nobody watches, without blanks at the ends of its lines."""
+    drawing = console()
+    if sys.stdout.isatty():
+        drawing.print(table)
+        return
+    with drawing.capture() as captured:
+        drawing.print(table)
+    give("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) -> Table:
-    """An empty table; the columns in `right` are aligned to the right."""
+def table(*columns: str, title: str | None = None, right: tuple[str, ...] = (), whole: tuple[str, ...] = ()) -> Table:
+    """An empty table; the columns in `right` are aligned to the right, cells of those in `whole` are never broken."""
     from rich import box
     from rich.table import Table
 
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    made = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        made.add_column(
+            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in whole
+        )
     return made
 
 

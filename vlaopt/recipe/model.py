@@ -39,7 +39,9 @@ class Calibration(Section):
     """The calibration set: recorded observations used to find scales."""
 
     path: PathText = Field(description="Folder of the calibration set, relative to the recipe.")
-    samples: Count = Field(default=256, description="How many of its samples to use, spread evenly.")
+    samples: Annotated[int, Field(ge=8)] = Field(
+        default=256, description="How many of its samples to use, spread evenly."
+    )
 
 
 class Export(Section):

@@ -63,7 +63,7 @@ def bench_artifact(
         return float((np.abs(actions - expected)[:steps] / std).max()) / limit
 
     libraries = {policy.backend: backends.get(policy.backend).version()}
-    with progress.task("measuring"):
+    with progress.task(f"measuring at {settings.hz:g} Hz for {settings.duration_s:g} s, then back-to-back"):
         return measure(
             policy.predict_chunk,
             golden.observations,

@@ -234,10 +234,31 @@ def test_copying_twice_is_copying_once(tmp_path: Path, artifact: Artifact) -> No
 
 def test_another_artifact_is_never_written_over(tmp_path: Path, publish: Publish, artifact: Artifact) -> None:
     other = publish(tmp_path / "other", {"a": ("report", b"")})
-    with pytest.raises(InputError, match="another artifact lies there") as caught:
+    with pytest.raises(InputError, match="something else lies there") as caught:
         copy(artifact, other.path)
     assert caught.value.hint == "give another --output"
     assert Artifact.open(other.path).id == other.id
+
+
+@pytest.mark.parametrize("damage", ["changed", "lost", "added"])
+def test_a_damaged_copy_makes_room_for_a_sound_one(tmp_path: Path, artifact: Artifact, damage: str) -> None:
+    place = copy(artifact, tmp_path / "copies" / "a").path
+    if damage == "changed":
+        (place / "onnx/policy.onnx").write_bytes(b"GRAPH")
+    elif damage == "lost":
+        (place / "onnx/policy.onnx").unlink()
+    else:
+        (place / "stray").write_bytes(b"")
+    copy(artifact, place).check()
+    assert names(tmp_path / "copies") == ["a"]
+
+
+def test_a_folder_that_is_no_artifact_is_never_written_over(tmp_path: Path, artifact: Artifact) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_bytes(b"three years")
+    with pytest.raises(InputError, match="something else lies there"):
+        copy(artifact, tmp_path / "mine")
+    assert names(tmp_path / "mine") == ["thesis.txt"]
 
 
 def test_a_damaged_artifact_is_not_copied(tmp_path: Path, artifact: Artifact) -> None:

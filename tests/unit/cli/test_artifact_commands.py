@@ -74,6 +74,23 @@ def test_a_missed_assertion_is_exit_code_5_and_the_figures_still_come(cli: Cli, 
     assert told.err.startswith("error: p50_ms<0.000001")
 
 
+def test_a_percentile_of_too_few_samples_is_a_dash_with_its_reason(cli: Cli, artifact: Path) -> None:
+    told = cli("bench", artifact, *BENCH)
+    assert "— paced at " in told.out
+    assert "insufficient samples" in told.out
+    assert max(map(len, told.out.split("misses:")[0].splitlines())) <= 80
+
+
+def test_figures_come_even_where_the_store_cannot_be_written(
+    cli: Cli, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLAOPT_STORE", "/dev/null/store")
+    told = cli("bench", artifact, *BENCH)
+    assert told.code == 3
+    assert "verdict: " in told.out
+    assert "cannot be written" in told.err
+
+
 def test_compare_of_an_artifact_with_itself_says_the_speed_of_both(cli: Cli, artifact: Path) -> None:
     told = cli("compare", artifact, artifact, "--rounds", "10", "--json")
     assert told.code == 0, told.err
@@ -118,7 +135,10 @@ sys.exit(run(["inspect", artifact]) or run(["verify", artifact]) or run(["bench"
     assert "verdict: " in done.stdout
 
 
-def test_ctrl_c_ends_a_running_command_with_130_and_one_line(artifact: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupt_ends_a_running_command_with_130_and_one_line(
+    artifact: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     environment = {**os.environ, "VLAOPT_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"}
     # A process started in a shell's background ignores Ctrl-C, and so would its children.
     heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -135,7 +155,7 @@ def test_ctrl_c_ends_a_running_command_with_130_and_one_line(artifact: Path, tmp
         while "onnxruntime" not in maps.read_text() and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(1)  # past the library's own start
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert out == ""

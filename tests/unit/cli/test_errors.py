@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.conftest import CPU, Cli, Told, write_artifact
+from tests.unit.cli.conftest import CPU, ROOT, Cli, Told, write_artifact
 from vlaopt.cli.app import run
 
 SOUND = """\
@@ -57,13 +57,19 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
         (["build", CPU, "--set", "quantise.scheme=int8"], "did you mean `quantize`?"),
         (["build", CPU, "--target", "jetson-orn"], "unknown target 'jetson-orn'"),
         (["build", "missing.yaml"], "missing.yaml: no such file"),
-        (["build", "/"], "a directory, not a file"),
+        (["build", "/"], "a directory, not a recipe"),
+        (["build", ROOT / "recipes/targets/cpu-x86.yaml"], "target file, not a recipe"),
         (["recipe", "ls", "missing"], "missing: no such folder"),
         (["target", "show", "jetson"], "unknown target 'jetson'"),
         (["cache", "gc", "--older-than", "ages"], "--older-than"),
         (["compare", CPU.parent, CPU.parent, "--rounds", "1"], "--rounds"),
         (["inspect", "missing"], "missing: no such artifact directory"),
+        (["inspect", CPU], "a file, not an artifact directory"),
         (["inspect", CPU.parent], "not an artifact"),
+        (["verify", "missing"], "missing: no such artifact or recipe"),
+        (["bench", "missing"], "missing: no such artifact or recipe"),
+        (["bench", CPU.parent, "--hz", "100000"], "--hz"),
+        (["eval", CPU.parent], "not a checkpoint folder"),
         (["verify", CPU.parent], "not an artifact"),
         (["bench", CPU.parent], "not an artifact"),
         (["bench", CPU, "--assert", "p99_ms~40"], "is not NAME OPERATOR NUMBER"),
@@ -144,6 +150,12 @@ def test_stages_in_an_impossible_order_are_refused(cli: Cli, artifact: Path, com
 
 def test_a_stage_on_an_artifact_asks_for_its_recipe(cli: Cli, artifact: Path) -> None:
     check_error(cli("engine", artifact), 2, f"vlaopt engine {artifact} --recipe RECIPE")
+
+
+def test_a_manifest_is_not_taken_for_a_recipe(cli: Cli, artifact: Path) -> None:
+    told = cli("verify", artifact / "manifest.json")
+    check_error(told, 2, "manifest.json:1:schema: artifact file, not a recipe")
+    assert told.err.count("\n") == 2
 
 
 def damage_a_byte(artifact: Path) -> None:
@@ -236,6 +248,17 @@ def test_ctrl_c_is_exit_code_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> N
     told = cli("target", "ls")
     assert told.code == 130
     assert told.err == "interrupted; finished stages are kept, run the same command to go on\n"
+
+
+@pytest.mark.parametrize("command", ["build", "verify", "bench", "inspect", "eval"])
+def test_a_path_that_the_system_refuses_is_no_bug(cli: Cli, command: str) -> None:
+    check_error(cli(command, "a" * 300), 2, "a" * 300)
+
+
+def test_a_folder_of_another_user_is_no_bug(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlaopt.target.list_targets", explode(PermissionError(13, "Permission denied", "/theirs/x")))
+    told = cli("target", "ls")
+    check_error(told, 2, "error: /theirs/x: cannot be used: Permission denied")
 
 
 def test_a_library_that_an_extra_brings_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

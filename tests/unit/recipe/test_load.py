@@ -162,6 +162,11 @@ def test_one_fault_gives_one_problem(write: Write, sound: str, line: str, expect
         ("checkpoint: checkpoint/", "checkpoint: gone", "recipe.yaml:5:policy.checkpoint: no such file or folder"),
         (", checkpoint: checkpoint/", "", "recipe.yaml:5:policy.checkpoint: `policy.checkpoint` is missing"),
         (
+            "{path: calibration}",
+            "{path: calibration, samples: 1}",
+            "recipe.yaml:6:calibration.samples: `samples` is 1, but must be at least 8",
+        ),
+        (
             "calibration: {path: calibration}\n",
             "",
             "recipe.yaml:7:quantize.scheme: scheme int8 needs a calibration set",
@@ -174,7 +179,7 @@ def test_one_fault_gives_one_problem(write: Write, sound: str, line: str, expect
         ("scheme: int8", "scheme: mixed", "recipe.yaml:8:quantize.scheme: this version of vlaopt does not write mixed"),
         ("recipe/1", "recipe/0", "recipe.yaml:1:schema: recipe of an older schema, vlaopt.recipe/0"),
         ("recipe/1", "recipe/2.1", "recipe.yaml:1:schema: recipe of a newer schema, vlaopt.recipe/2.1"),
-        ("recipe/1", "target/1", "recipe.yaml:1:schema: `schema` cannot be the text 'vlaopt.target/1'"),
+        ("recipe/1", "target/1", "recipe.yaml:1:schema: target file, not a recipe: vlaopt.target/1"),
     ],
 )
 def test_one_value_at_fault_gives_one_problem(write: Write, sound: str, old: str, new: str, expected: str) -> None:

@@ -91,8 +91,8 @@ def _refuse_pickles(path: Path) -> None:
         )
     if not path.is_dir():
         raise InputError("no such checkpoint folder", where=str(path), hint=f"a folder with {CONFIG} and {WEIGHTS}")
-    if not (path / CONFIG).exists():
-        raise InputError(f"not a checkpoint: it has no {CONFIG}", where=str(path), hint=f"needed: {CONFIG}, {WEIGHTS}")
+    if not (path / CONFIG).exists() and not (path / WEIGHTS).exists():
+        raise InputError("not a checkpoint folder", where=str(path), hint=f"a folder with {CONFIG} and {WEIGHTS}")
 
 
 def _read_config(path: Path) -> EdgeVLAConfig:
