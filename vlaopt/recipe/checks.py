@@ -52,11 +52,14 @@ def check_target(recipe: RecipeFile, target: Target) -> list[Finding]:
 
 
 def check_paths(recipe: RecipeFile, folder: Path) -> list[Finding]:
-    """Files and folders that the recipe names and that are not there."""
+    """Files and folders that the recipe names and that are not there, or that must differ and do not."""
     return [
-        Finding(path, f"no such file or folder: {text!r}", f"looked for {folder / text}")
-        for path, text in _named_paths(recipe)
-        if not (folder / text).exists()
+        *(
+            Finding(path, f"no such file or folder: {text!r}", f"looked for {folder / text}")
+            for path, text in _named_paths(recipe)
+            if not (folder / text).exists()
+        ),
+        *_held_out_is_held_out(recipe, folder),
     ]
 
 
@@ -111,6 +114,16 @@ def _int8_without_calibration(recipe: RecipeFile) -> Iterator[Finding]:
     for index, rule in enumerate(recipe.quantize.rules):
         if rule.scheme == "int8" and recipe.quantize.scheme != "int8":
             yield Finding(("quantize", "rules", index, "scheme"), "scheme int8 needs a calibration set", hint)
+
+
+def _held_out_is_held_out(recipe: RecipeFile, folder: Path) -> Iterator[Finding]:
+    observations = recipe.verify.observations
+    recovery = recipe.prune.recovery
+    used = [recipe.calibration.path] if recipe.calibration else []
+    used += [recovery.demonstrations] if recovery else []
+    if observations is not None and (folder / observations).resolve() in {(folder / path).resolve() for path in used}:
+        message = "these observations are calibrated or trained on, so they are not held out"
+        yield Finding(("verify", "observations"), message, "name a set of other episodes, or leave the key out")
 
 
 def _unsimplified_quantization(recipe: RecipeFile) -> Iterator[Finding]:

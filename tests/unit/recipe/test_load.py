@@ -445,3 +445,8 @@ def test_an_empty_or_binary_recipe_is_one_sentence(tmp_path: Path, data: bytes) 
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"empty file|binary file|not UTF-8"):
         load_recipe(path)
+
+
+def test_observations_that_are_calibrated_on_are_not_held_out(write: Write, sound: str) -> None:
+    [problem] = problems(write(sound + "verify: {observations: ./calibration}\n"))
+    assert problem.startswith("recipe.yaml:9:verify.observations: these observations are calibrated or trained on")
