@@ -20,12 +20,13 @@ def root() -> Path:
 
 
 @pytest.fixture
-def python(root: Path) -> Run:
-    """Runs a fresh Python with these arguments, on one thread and without colours."""
+def python(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs a fresh Python with these arguments, on one thread, without colours, on an empty store."""
+    store = tmp_path_factory.mktemp("store")
 
     def run(*arguments: str, cwd: Path = root) -> subprocess.CompletedProcess[str]:
         kept = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "GITHUB_ACTIONS")}
-        environment = {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+        environment = {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "VLAOPT_STORE": str(store)}
         command = [sys.executable, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
 
