@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from vlaopt.errors import InputError
+from vlaopt.scopes import covers, nearest
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,6 @@ class ScopeAmount:
                 f"prune amount {self.amount} of scope '{self.scope}' is not in [0, 1)",
                 hint="an amount is the fraction to remove: 0.25 removes a quarter",
             )
-
-
-def covers(scope: str, path: str) -> bool:
-    """Whether the glob matches the path or a module above it."""
-    parts = path.split(".")
-    return any(fnmatchcase(".".join(parts[:end]), scope) for end in range(len(parts), 0, -1))
 
 
 def select(paths: Sequence[str], rules: Sequence[ScopeAmount], exclude: Sequence[str]) -> dict[str, float]:
@@ -60,22 +53,11 @@ def select(paths: Sequence[str], rules: Sequence[ScopeAmount], exclude: Sequence
 def _must_cover(scope: str, paths: Sequence[str]) -> None:
     if any(covers(scope, path) for path in paths):
         return
-    near = _nearest(scope, paths)
+    near = nearest(scope, paths)
     raise InputError(
         f"scope '{scope}' matches no layer that can be pruned",
         hint=f"the nearest layer is '{near}'" if near else "this policy holds no layer of a kind that can be pruned",
     )
-
-
-def _nearest(scope: str, paths: Iterable[str]) -> str | None:
-    """The path, or the module above one, whose name is most like the scope's."""
-    wanted = scope.rstrip(".*")
-    candidates: dict[str, None] = {}
-    for path in paths:
-        parts = path.split(".")
-        candidates.update(dict.fromkeys(".".join(parts[:end]) for end in range(1, len(parts) + 1)))
-    near = difflib.get_close_matches(wanted, list(candidates), n=1, cutoff=0.0)
-    return near[0] if near else None
 
 
 def _quoted(scopes: Iterable[str]) -> str:

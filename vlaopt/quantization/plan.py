@@ -10,10 +10,11 @@ from onnx import ModelProto
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlaopt.errors import InputError
-from vlaopt.graph.scopes import covers, nearest, node_path
+from vlaopt.graph.scopes import covers_node, node_path
 from vlaopt.hashing import canonical_json, digest_bytes
 from vlaopt.quantization.calibrators import CalibratorName, Range
 from vlaopt.quantization.weights import Layer, layers, quantized_outputs
+from vlaopt.scopes import nearest
 
 NodeScheme = Literal["int8", "int8-dynamic", "int8-weights", "fp32"]
 PlanScheme = Literal["int8", "int8-dynamic"]
@@ -121,7 +122,7 @@ def component_plan(graph: bytes, nodes: Mapping[str, NodePlan], ranges: Mapping[
 
 def _node_plan(component: str, layer: Layer, scheme: PlanScheme, rules: Rules) -> NodePlan:
     name, operator = layer.node.name, layer.node.op_type
-    decisive = next((rule for rule in reversed(rules) if covers(rule[0], component, name)), None)
+    decisive = next((rule for rule in reversed(rules) if covers_node(rule[0], component, name)), None)
     if decisive is None:
         chosen, reason = _by_default(layer, scheme)
     else:
@@ -162,7 +163,7 @@ def _possible(layer: Layer, wanted: NodeScheme) -> tuple[NodeScheme, str]:
 
 def _must_apply(glob: str, wanted: NodeScheme, found: Mapping[str, Mapping[str, Layer]]) -> None:
     every = [(component, layer) for component, known in found.items() for layer in known.values()]
-    covered = [layer for component, layer in every if covers(glob, component, layer.node.name)]
+    covered = [layer for component, layer in every if covers_node(glob, component, layer.node.name)]
     if not covered:
         near = nearest(glob, (node_path(component, layer.node.name) for component, layer in every))
         raise InputError(

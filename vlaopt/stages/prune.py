@@ -9,7 +9,7 @@ from vlaopt import policies
 from vlaopt.artifact.artifact import SPEC_PATH, Artifact, Draft
 from vlaopt.artifact.manifest import component_path
 from vlaopt.calibration import CalibrationSet
-from vlaopt.errors import InputError
+from vlaopt.errors import InputError, StageError
 from vlaopt.policies import EagerPolicy
 from vlaopt.policies.portable import Recording, export_components, open_portable, record
 from vlaopt.progress import Progress
@@ -71,9 +71,11 @@ def _prune(
     config = recipe.prune
     rules = [ScopeAmount(scope, config.amount) for scope in config.scopes]
     paths = {id(module): path for path, module in eager.module.named_modules()}
-    components = {
-        paths[id(module)]: tuple(recordings[name].inputs.values()) for name, module in eager.components().items()
-    }
+    components = {}
+    for name, module in eager.components().items():
+        if id(module) not in paths:
+            raise StageError(f"component {name} is no module of the policy's network, so it cannot be pruned")
+        components[paths[id(module)]] = tuple(recordings[name].inputs.values())
     with progress.task("pruning"):
         if config.method == "channels":
             module, report = prune_channels(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vlaopt.graph.scopes import covers, nearest, node_path
+from vlaopt.graph.scopes import covers_node, node_path
+from vlaopt.scopes import nearest
 
 
 @pytest.mark.parametrize(
@@ -23,14 +24,14 @@ from vlaopt.graph.scopes import covers, nearest, node_path
     ],
 )
 def test_a_glob_covers_a_module_and_all_inside(glob: str, covered: bool) -> None:
-    assert covers(glob, "vision", "blocks.3.conv/Conv") is covered
+    assert covers_node(glob, "vision", "blocks.3.conv/Conv") is covered
 
 
 def test_a_node_of_the_component_itself_is_covered_by_the_component_or_its_own_name() -> None:
     assert node_path("vision", "Mul_2") == "vision"
-    assert covers("vision", "vision", "Mul_2")
-    assert covers("vision.Mul_2", "vision", "Mul_2")
-    assert not covers("vision.blocks.*", "vision", "Mul_2")
+    assert covers_node("vision", "vision", "Mul_2")
+    assert covers_node("vision.Mul_2", "vision", "Mul_2")
+    assert not covers_node("vision.blocks.*", "vision", "Mul_2")
 
 
 def test_the_nearest_path_may_be_a_module_above_a_layer() -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlaopt.errors import InputError
-from vlaopt.pruning.scopes import ScopeAmount, covers, select
+from vlaopt.pruning.scopes import ScopeAmount, select
+from vlaopt.scopes import covers
 
 PATHS = ["vision.stem.0", "vision.blocks.1.expand.0", "vision.blocks.10.expand.0", "head.layers.0", "head.output"]
 
