@@ -57,6 +57,7 @@ bench: $(STAMP) ## Measure the built artifact at the control rate
 
 train-reference: $(STAMP) ## Train the shipped policy again, and record its calibration sets
 	$(BIN)/python scripts/train_reference.py
+	$(BIN)/python scripts/make_calibration.py --checkpoint recipes/edge-vla/checkpoint
 
 clean: ## Remove what was built here (not the store)
 	rm -rf artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
