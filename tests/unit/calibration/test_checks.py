@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import time
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -151,3 +155,24 @@ def test_an_image_that_is_no_png(tmp_path: Path) -> None:
     opened._tensors[f"{FRONT}.png"][:8] = 0  # type: ignore[index]
     with pytest.raises(InputError, match="front at sample 0: not a sound PNG"):
         opened.check(EXPECTED)
+
+
+def test_an_image_that_says_it_is_huge_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    opened = recorded(tmp_path, images(), states())
+    image = opened._tensors[f"{FRONT}.png"]
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + image[24:29].tobytes()
+    image[12:29] = np.frombuffer(header, dtype=np.uint8)  # type: ignore[index]
+    image[29:33] = np.frombuffer(struct.pack(">I", zlib.crc32(header)), dtype=np.uint8)  # type: ignore[index]
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"60000"):
+        opened.observation(0)
+    assert time.monotonic() - started < 1
+
+
+def test_an_archive_that_unpacks_without_bound_is_not_opened(tmp_path: Path) -> None:
+    bomb = tmp_path / "observations.npz"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("state.npy", "w") as member:
+        for _ in range(64):
+            member.write(bytes(1 << 20))
+    with pytest.raises(InputError, match=r"\.npz files are not opened: they can run code or unpack without bound"):
+        CalibrationSet.open(bomb)
