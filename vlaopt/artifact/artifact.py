@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.artifact.manifest import (
     FILE_NAME,
     SIZE_LIMIT,
@@ -19,13 +20,14 @@ from vlaopt.artifact.manifest import (
     Finish,
     Manifest,
     Role,
+    data_path,
     decode,
     first_problem,
 )
 from vlaopt.artifact.policy_spec import PolicySpec
 from vlaopt.errors import InputError
-from vlaopt.files import read_file, remove_directory, staged_directory, write_file
-from vlaopt.hashing import canonical_json, digest_bytes
+from vlaopt.files import copy_file, link_file, read_file, remove_directory, staged_directory, sync, write_file
+from vlaopt.hashing import canonical_json, digest_bytes, digest_file
 from vlaopt.recipe.model import SCHEMA as RECIPE_SCHEMA
 from vlaopt.recipe.model import Recipe
 
@@ -112,16 +114,33 @@ class Artifact:
         """The bytes of a listed file, read once and checked against its SHA-256. Use these bytes, not the file."""
         entry = self.entry(path)
         data = read_file(self.path / path, limit=entry.size)
-        if digest_bytes(data) != entry.sha256:
-            raise InputError(
-                f"{path} was changed after it was written: its digest differs", where=str(self.path), hint=REBUILD
-            )
+        self._hold(entry, digest_bytes(data))
         return data
 
+    def graph(self, path: str) -> Graph:
+        """The portable graph at `path`, with its weights' own file where it has one."""
+        return _graph(path, self.read, self.has)
+
     def check(self) -> None:
-        """Read every file and compare its digest. Raises InputError for the first that differs."""
+        """Read every file, in pieces, and compare its digest. Raises InputError for the first that differs."""
         for entry in self.manifest.files:
-            self.read(entry.path)
+            self._hold(entry, digest_file(self.path / entry.path)[1])
+
+    def give(self, entry: FileEntry, place: Callable[[Path, Path], None], folder: Path) -> None:
+        """Bring a file to the same path below `folder` by `place(from, to)`, and check there that it is the listed one.
+
+        Its bytes are never all in memory.
+        """
+        place(self.path / entry.path, folder / entry.path)
+        self._hold(entry, digest_file(folder / entry.path)[1])
+
+    def _hold(self, entry: FileEntry, digest: str) -> None:
+        if digest != entry.sha256:
+            raise InputError(
+                f"{entry.path} was changed after it was written: its digest differs",
+                where=str(self.path),
+                hint=REBUILD,
+            )
 
     def spec(self) -> PolicySpec:
         """The PolicySpec."""
@@ -163,15 +182,53 @@ class Draft:
         self.entries[path] = FileEntry(path=path, role=role, size=len(data), sha256=digest_bytes(data))
         write_file(self.folder / path, data)
 
+    def read(self, path: str) -> bytes:
+        """The bytes of a file that was written before."""
+        return read_file(self.folder / path, limit=self.entries[path].size)
+
+    def has(self, path: str) -> bool:
+        """Whether `path` was written before."""
+        return path in self.entries
+
+    def graph(self, path: str) -> Graph:
+        """The portable graph that was written to `path`."""
+        return _graph(path, self.read, self.has)
+
+    def write_graph(self, path: str, graph: Graph, role: Role) -> None:
+        """Add a portable graph, in the place of one of the same path."""
+        self.write(path, graph.model, role)
+        beside = data_path(path)
+        if graph.data:
+            assert graph.data_name == PurePosixPath(beside).name
+            self.write(beside, graph.data, role)
+        elif self.has(beside):
+            self.remove(beside)
+
     def write_json(self, path: str, value: BaseModel | Mapping[str, Any], role: Role) -> None:
         """Add one file of canonical JSON."""
         plain = value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
         self.write(path, canonical_json(plain), role)
 
+    def write_folder(self, path: str, save: Callable[[Path], None], role: Role) -> None:
+        """Add every file of the folder `path` that `save` makes, in the place of what was there."""
+        for name in [name for name in self.entries if name.startswith(f"{path}/")]:
+            self.remove(name)
+        save(self.folder / path)
+        for file in sorted(self.folder.joinpath(path).rglob("*")):
+            if file.is_file():
+                sync(file)
+                name = file.relative_to(self.folder).as_posix()
+                size, digest = digest_file(file)
+                self.entries[name] = FileEntry(path=name, role=role, size=size, sha256=digest)
+
     def carry(self, source: Artifact, *roles: Role) -> None:
-        """Take over the files of `roles` from `source`, with its metrics; each is hashed on the way."""
+        """Take over the files of `roles` from `source`, with its metrics; each is hashed on the way.
+
+        They are linked, where the file system can, and so must never be written into: `write` replaces them.
+        """
         for entry in source.manifest.by_role(*roles):
-            self.write(entry.path, source.read(entry.path), entry.role)
+            source.give(entry, link_file, self.folder)
+            self.entries[entry.path] = entry
         self.metrics = {**source.manifest.metrics, **self.metrics}
         if "engine" in roles:
             self.engine, self.finish = source.manifest.engine, source.manifest.finish
@@ -180,6 +237,11 @@ class Draft:
         """Drop one file that was written before."""
         del self.entries[path]
         (self.folder / path).unlink()
+
+
+def _graph(path: str, read: Callable[[str], bytes], has: Callable[[str], bool]) -> Graph:
+    beside = data_path(path)
+    return Graph(read(path), read(beside), PurePosixPath(beside).name) if has(beside) else Graph(read(path))
 
 
 @contextmanager
@@ -203,14 +265,15 @@ def finish(draft: Draft, **fields: Any) -> Manifest:
 def copy(artifact: Artifact, final: Path) -> Artifact:
     """A byte-for-byte copy of `artifact` at `final`, every file checked on the way.
 
-    An equal one there is kept; a damaged copy of the same one, of which a file was changed or lost, makes room.
+    An equal one there is kept; a damaged copy of the same one, of which a file was changed or lost, makes room. No file
+    is linked with the original: whoever writes into the copy harms the copy alone.
     Raises InputError when anything else lies there.
     """
     if _same_manifest(artifact, final) and not _sound(final):
         remove_directory(final)
     with staged_directory(final) as folder:
         for entry in artifact.manifest.files:
-            write_file(folder / entry.path, artifact.read(entry.path))
+            artifact.give(entry, copy_file, folder)
         write_file(folder / FILE_NAME, artifact.encoded)
     if not _same_manifest(artifact, final):
         raise InputError("something else lies there already", where=str(final), hint="give another --output")

@@ -20,7 +20,7 @@ SIZE_LIMIT = 16 << 20
 _SEGMENT = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
-Role = Literal["component", "plain", "weights", "policy", "golden", "engine", "report"]
+Role = Literal["component", "plain", "weights", "policy", "golden", "capture", "engine", "report"]
 
 
 class Entry(BaseModel):
@@ -193,3 +193,8 @@ def component_path(name: str) -> str:
 def plain_path(name: str) -> str:
     """Where the unquantized twin of a quantized component lies."""
     return str(PurePosixPath("onnx", "plain", f"{name}.onnx"))
+
+
+def data_path(path: str) -> str:
+    """Where the weights of the graph at `path` lie when its own file cannot hold them."""
+    return f"{path}.data"

@@ -1,4 +1,4 @@
-"""Is this a graph that vlaopt works on? Reads graphs from bytes and refuses, by node or tensor name, what is not."""
+"""Is this a graph that vlaopt works on? Refuses, by node or tensor name, what is not."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.errors import InputError
+from vlaopt.graph.external import array, decode, is_outside, light, tensors
 from vlaopt.graph.topology import graphs, opset_of
+from vlaopt.tensors import Array
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 OPSETS = range(18, 25)
 """Opsets whose graphs are taken: LayerNormalization and the present reductions exist from 18 on."""
@@ -24,21 +28,19 @@ RANDOM_OPERATORS = frozenset(
 """Two runs differ, so nothing computed with them can be compared with a reference."""
 
 
-def load(data: bytes, *, where: str | None = None, domains: Collection[str] = ("",)) -> ModelProto:
-    """The checked graph in `data`. Raises InputError, placed at `where`, when it is damaged or refused by `check`."""
-    try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError as error:
-        raise InputError("not an ONNX graph, or a damaged one", where=where, hint="export it again") from error
-    check(model, where=where, domains=domains)
+def load(graph: Graph, *, where: str | None = None, domains: Collection[str] = ("",)) -> ModelProto:
+    """The checked model of `graph`. Raises InputError, placed at `where`, when it is damaged or refused by `check`."""
+    model = decode(graph, where=where)
+    check(model, graph.data, where=where, domains=domains)
     return model
 
 
-def check(model: ModelProto, *, where: str | None = None, domains: Collection[str] = ("",)) -> None:
+def check(model: ModelProto, data: bytes = b"", *, where: str | None = None, domains: Collection[str] = ("",)) -> None:
     """Raise InputError unless `model` is valid ONNX that gives one answer for one input.
 
-    Refused by name: an IR version, opset or operator domain that is not taken (`domains` holds those that are), an
-    operator that draws random numbers, external data, and constants with NaN or infinity. An infinite scalar and a mask
+    `data` is where the weights lie that are not in it. Refused by name: an IR version, opset or operator domain that is
+    not taken (`domains` holds those that are), an operator that draws random numbers, damaged constants, and those with
+    NaN or infinity. An infinite scalar and a mask
     of zeros and infinities are what exporters write for attention, so they pass. Then onnx checks the graph in full,
     with strict shape inference.
     """
@@ -47,10 +49,10 @@ def check(model: ModelProto, *, where: str | None = None, domains: Collection[st
     _check_versions(model, where)
     for node in _nodes(model):
         _check_node(node, domains, where)
-    for owner, tensor in _tensors(model):
-        _check_tensor(owner, tensor, where)
+    for owner, tensor in tensors(model):
+        _check_tensor(owner, tensor, data, where)
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(light(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise InputError(f"not valid ONNX: {_reason(error)}", where=where) from error
 
@@ -84,29 +86,30 @@ def _check_node(node: NodeProto, domains: Collection[str], where: str | None) ->
         )
 
 
-def _check_tensor(owner: str, tensor: TensorProto, where: str | None) -> None:
-    if tensor.data_location == TensorProto.EXTERNAL:
-        raise InputError(f"{owner} is stored outside the graph", where=where, hint="save it without external data")
-    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16):
+def _check_tensor(owner: str, tensor: TensorProto, data: bytes, where: str | None) -> None:
+    if tensor.data_type == TensorProto.STRING:
         return
+    if is_outside(tensor) and not data:
+        raise InputError(f"{owner} is stored outside the graph, in data that are not there", where=where)
     try:
-        values = np.asarray(numpy_helper.to_array(tensor), dtype=np.float64)
-    except ValueError as error:
+        values = array(tensor, data)
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{owner} is damaged: {_reason(error)}", where=where) from error
-    if not np.isfinite(values).all() and not _is_mask(values):
-        count = np.count_nonzero(~np.isfinite(values))
+    if tensor.data_type not in _FLOATS:
+        return
+    finite = np.isfinite(values)
+    if not finite.all() and not _is_mask(values, finite):
         raise InputError(
-            f"{owner} has {count} of {values.size} values that are NaN or infinite",
+            f"{owner} has {np.count_nonzero(~finite)} of {values.size} values that are NaN or infinite",
             where=where,
             hint="the checkpoint is damaged or its training diverged",
         )
 
 
-def _is_mask(values: np.ndarray) -> bool:
+def _is_mask(values: Array, finite: Array) -> bool:
     """Whether infinities are meant: one infinite scalar, or zeros and negative infinities."""
     if values.size == 1:
         return bool(np.isinf(values).all())
-    finite = np.isfinite(values)
     return bool(finite.any() and not values[finite].any() and np.isneginf(values[~finite]).all())
 
 
@@ -115,19 +118,6 @@ def _nodes(model: ModelProto) -> Iterator[NodeProto]:
         yield from graph.node
     for function in model.functions:
         yield from function.node
-
-
-def _tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
-    """Every stored tensor with a label for people."""
-    for graph in graphs(model.graph):
-        for tensor in graph.initializer:
-            yield f"initializer {tensor.name!r}", tensor
-        for sparse in graph.sparse_initializer:
-            yield f"initializer {sparse.values.name!r}", sparse.values
-    for node in _nodes(model):
-        for attribute in node.attribute:
-            for tensor in (*((attribute.t,) if attribute.HasField("t") else ()), *attribute.tensors):
-                yield f"{attribute.name!r} of node {node.name!r} ({node.op_type})", tensor
 
 
 def _names(domains: Collection[str]) -> str:

@@ -1,4 +1,7 @@
-"""Pass: names that say the module a node came from, in an order and form that two writers of one graph agree on."""
+"""Names that say the module a node came from, in an order and form that two writers of one graph agree on.
+
+For graphs that were just made: they are changed in place, since a copy would hold every weight twice.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,13 @@ PRODUCER = "vlaopt"
 
 
 def rename(model: ModelProto, scopes: Mapping[str, str]) -> ModelProto:
-    """The graph with nodes called `<scope>/<operator>`, their outputs after them, and nothing said about its writer.
+    """`model` itself, its nodes called `<scope>/<operator>`, their outputs after them, and nothing said of its writer.
 
     `scopes` holds the module path of every node by its present name. Graph inputs, graph outputs and initializers keep
     their names, except those that the exporter numbered (`val_12`): they become `constant`, `constant_2` …
     """
-    result = ModelProto()
-    result.CopyFrom(model)
-    result.producer_name, result.producer_version, result.doc_string = PRODUCER, "", ""
-    graph = result.graph
+    model.producer_name, model.producer_version, model.doc_string = PRODUCER, "", ""
+    graph = model.graph
     graph.name = PRODUCER
     taken = {value.name for value in (*graph.input, *graph.output)} | _inner_names(graph)
     tensors = _constant_names(graph, taken)
@@ -32,15 +33,13 @@ def rename(model: ModelProto, scopes: Mapping[str, str]) -> ModelProto:
             if output and output not in kept:
                 tensors[output] = unique(node.name if position == 0 else f"{node.name}.{position}", taken)
     _apply(graph, tensors)
-    return tidy(result)
+    return tidy(model)
 
 
 def tidy(model: ModelProto) -> ModelProto:
-    """The same graph in canonical bytes: no doc strings, no metadata, attributes and shapes of tensors by name."""
-    result = ModelProto()
-    result.CopyFrom(model)
-    del result.metadata_props[:]
-    for graph in graphs(result.graph):
+    """`model` itself in canonical form: no doc strings, no metadata, attributes and shapes of tensors by name."""
+    del model.metadata_props[:]
+    for graph in graphs(model.graph):
         graph.doc_string = ""
         for entry in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
             entry.doc_string = ""
@@ -52,7 +51,7 @@ def tidy(model: ModelProto) -> ModelProto:
         shapes = sorted(graph.value_info, key=lambda value: value.name)
         del graph.value_info[:]
         graph.value_info.extend(shapes)
-    return result
+    return model
 
 
 def _constant_names(graph: GraphProto, taken: set[str]) -> dict[str, str]:

@@ -9,44 +9,58 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
-import onnx
+import onnx_ir
+import onnxscript
 import torch
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
+from onnx_ir.passes.common import InlinePass
 from torch import nn
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.errors import StageError
+from vlaopt.graph import external
 from vlaopt.graph.naming import rename
 from vlaopt.graph.topology import opset_of
+from vlaopt.hashing import digest_bytes
 
 OLDEST_OPSET = 18
-SIZE_LIMIT = 2**31 - 1
-"""Bytes of one protobuf message; a larger graph needs external data."""
-
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 _REWRITTEN = "pkg.onnxscript.rewriter.rule_name"
 
 
 def export_component(
-    module: nn.Module, example_inputs: Mapping[str, torch.Tensor], output_names: Sequence[str], *, opset: int
-) -> ModelProto:
+    module: nn.Module,
+    example_inputs: Mapping[str, torch.Tensor],
+    output_names: Sequence[str],
+    *,
+    opset: int,
+    name: str = "component",
+) -> Graph:
     """The FP32 graph of `module` in evaluation mode, with the shapes and dtypes of `example_inputs`.
 
     `example_inputs` are in the order of the module's arguments; the graph's inputs and outputs get their names and
-    `output_names`. Nodes are named after the module they came from (see `topology`). Equal modules give equal bytes.
-    The module keeps the mode it was in. Raises StageError with the exporter's reason, when the graph does not have the
-    asked opset, inputs or outputs, and when it is above 2 GB.
+    `output_names`. Nodes are named after the module they came from (see `topology`). Equal weights are stored once.
+    Equal modules give equal bytes; `name` names the file of weights that are too many for one. The module keeps the
+    mode it was in. Raises StageError with the exporter's reason, and when the graph does not have the asked opset,
+    inputs or outputs.
     """
     with ExitStack() as stack:
         stack.enter_context(_evaluation(module))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_quiet())
-        model = _export(module, example_inputs, output_names, opset)
+        program = _export(module, example_inputs, output_names, opset)
+        scopes = {str(node.name): _scope(node) for node in program.graph}
+        _store_once(program)
+        weights = _set_aside(program)
+        model = onnx_ir.to_proto(program)
     _check(model, list(example_inputs), list(output_names), opset)
-    return rename(model, {node.name: _scope(node) for node in model.graph.node})
+    rename(model, scopes)
+    return external.encode_from(model, name, lambda tensor: weights[external.offset(tensor)].tobytes())
 
 
-def _export(module: nn.Module, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str], opset: int) -> ModelProto:
+def _export(module: nn.Module, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str], opset: int) -> onnx_ir.Model:
     try:
         program = torch.onnx.export(
             module,
@@ -64,10 +78,49 @@ def _export(module: nn.Module, inputs: Mapping[str, torch.Tensor], outputs: Sequ
         ) from error
     if program is None:
         raise StageError(f"torch exported nothing for {type(module).__name__}")
-    model: ModelProto = program.model_proto
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    _let_go()
+    InlinePass()(program.model)
+    model: onnx_ir.Model = program.model
     return model
+
+
+def _let_go() -> None:
+    """Have onnxscript's rules look at another graph: each keeps the last one that it saw, with all of its weights.
+
+    A rule for several slices forgets only over a slice.
+    """
+    given = [onnx_ir.val("x", onnx_ir.DataType.FLOAT, (4,))]
+    given += [onnx_ir.val(name, onnx_ir.DataType.INT64, (1,)) for name in ("begin", "end", "axes")]
+    node = onnx_ir.Node("", "Slice", given)
+    graph = onnx_ir.Graph(given, node.outputs, nodes=[node], opset_imports={"": OLDEST_OPSET}, name="empty")
+    onnxscript.optimizer.optimize(onnx_ir.Model(graph, ir_version=10))
+
+
+def _store_once(program: onnx_ir.Model) -> None:
+    """Let all that take equal weights take the first of them. (onnx-ir's own pass fails on transposed views.)"""
+    first: dict[Any, onnx_ir.Value] = {}
+    for name, value in list(program.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_input() or value.is_graph_output():
+            continue
+        kept = first.setdefault((tensor.dtype, tensor.shape.numpy(), digest_bytes(tensor.tobytes())), value)
+        if kept is not value:
+            value.replace_all_uses_with(kept)
+            del program.graph.initializers[name]
+
+
+def _set_aside(program: onnx_ir.Model) -> list[onnx_ir.TensorProtocol]:
+    """Take large weights, which still are the module's own memory, out of a program; its tensors say which is where."""
+    weights: list[onnx_ir.TensorProtocol] = []
+    for value in program.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= external.SMALLEST:
+            shape = onnx_ir.Shape(tensor.shape.numpy())
+            value.const_value = onnx_ir.ExternalTensor(
+                "aside", len(weights), tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
+            )
+            weights.append(tensor)
+    return weights
 
 
 def _check(model: ModelProto, inputs: list[str], outputs: list[str], opset: int) -> None:
@@ -85,22 +138,18 @@ def _check(model: ModelProto, inputs: list[str], outputs: list[str], opset: int)
         for value in values:
             if any(not dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim):
                 raise StageError(f"the exported graph's {value.name} has a shape that is not static")
-    if model.ByteSize() > SIZE_LIMIT:
-        raise StageError(
-            f"the exported graph takes {model.ByteSize() / 2**30:.1f} GiB, more than one ONNX file may hold (2 GiB)",
-            hint="split the component",
-        )
 
 
-def _scope(node: NodeProto) -> str:
+def _scope(node: onnx_ir.Node) -> str:
     """The path of the module that a node of the exporter came from.
 
     A convolution that the exporter fused with its batch norm is listed under the norm; its weight says better. Weights
     of other nodes say less: a tied weight has the name of its first owner.
     """
-    properties = {entry.key: entry.value for entry in node.metadata_props}
-    if _REWRITTEN in properties and len(node.input) > 1 and node.input[1].endswith(".weight"):
-        return str(node.input[1]).removesuffix(".weight")
+    properties = node.metadata_props
+    weight = node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if _REWRITTEN in properties and weight and weight.endswith(".weight"):
+        return weight.removesuffix(".weight")
     scopes = properties.get(_NAME_SCOPES, "")
     # The value is the repr of a list of strings: the modules from the outside in, then the operation itself.
     names = [part.strip().strip("'\"") for part in scopes.strip("[]").split(", ")]
@@ -129,12 +178,14 @@ def _evaluation(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's warnings: about libraries that are not needed and about torch's own internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
