@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.errors import EnvironmentProblem, InputError
 
 BUILT_IN = {
@@ -36,13 +37,35 @@ class Port:
     shape: tuple[int, ...]
 
 
-def check_feeds(inputs: Sequence[Port], feeds: Mapping[str, np.ndarray]) -> None:
-    """Raise InputError, by name, unless `feeds` holds exactly `inputs`, each of its port's dtype and shape."""
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """An output that stays in the memory of its backend. Sessions of that backend take it where they take an array.
+
+    It holds until the session that gave it runs again; that run may still take it. `value` is the backend's own.
+    """
+
+    backend: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: Any
+
+
+Value = np.ndarray | Resident
+
+
+def check_feeds(inputs: Sequence[Port], feeds: Mapping[str, Value], backend: str = "") -> None:
+    """Raise InputError, by name, unless `feeds` holds exactly `inputs`, each of its port's dtype and shape.
+
+    Tensors that stay in `backend` are taken like arrays, those of another backend refused.
+    """
     if len(feeds) != len(inputs) or any(port.name not in feeds for port in inputs):
         _refuse_names(inputs, feeds)
     for port in inputs:
         value = feeds[port.name]
-        if not isinstance(value, np.ndarray):
+        if isinstance(value, Resident):
+            if value.backend != backend:
+                raise InputError(f"input {port.name!r} stays in the memory of {value.backend}, which is not read here")
+        elif not isinstance(value, np.ndarray):
             raise InputError(f"input {port.name!r} is a {type(value).__name__}, not a numpy array")
         if value.dtype != port.dtype:
             raise InputError(f"input {port.name!r} has dtype {value.dtype}, not {port.dtype}")
@@ -61,13 +84,40 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(path)
 
 
+def graph_of(files: Mapping[str, bytes], name: str, backend: str) -> Graph:
+    """The graph that an engine's files are: `name`, and the one beside it that it points into. Raises InputError."""
+    beside = sorted(set(files) - {name})
+    if name not in files or len(beside) > 1:
+        found = ", ".join(sorted(files)) or "none"
+        raise InputError(f"the {backend} engine is {name} and at most one file beside it, not {found}")
+    return Graph(files[name], files[beside[0]], beside[0]) if beside else Graph(files[name])
+
+
+@contextmanager
+def graph_on_disk(graph: Graph) -> Iterator[Path]:
+    """The path of `graph` in a temporary folder.
+
+    For libraries that find a graph's data only beside it: given bytes, they would look in the working directory.
+    Raises EnvironmentProblem when it cannot be written.
+    """
+    with scratch_folder() as folder:
+        for name, data in graph.files("model.onnx").items():
+            try:
+                (folder / name).write_bytes(data)
+            except OSError as error:
+                raise EnvironmentProblem(
+                    f"cannot be written: {error.strerror}", where=str(folder), hint="set TMPDIR to a folder with room"
+                ) from error
+        yield folder / "model.onnx"
+
+
 def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     return len(shape) == len(expected) and all(
         size == wanted or (wanted == -1 and size > 0) for size, wanted in zip(shape, expected, strict=True)
     )
 
 
-def _refuse_names(inputs: Sequence[Port], feeds: Mapping[str, np.ndarray]) -> None:
+def _refuse_names(inputs: Sequence[Port], feeds: Mapping[str, Value]) -> None:
     known = [port.name for port in inputs]
     problems = [f"input {name!r} is missing" for name in known if name not in feeds]
     problems += [f"input {name!r} is not known" for name in feeds if name not in known]
@@ -83,8 +133,12 @@ class Session(Protocol):
     @property
     def outputs(self) -> tuple[Port, ...]: ...
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name for `feeds` by name; both in host memory, dtypes and shapes as the ports say."""
+    def run(self, feeds: Mapping[str, Value], resident: Collection[str] = ()) -> dict[str, Any]:
+        """Outputs by name for `feeds` by name, dtypes and shapes as the ports say.
+
+        They are arrays, the caller's own. Those named in `resident` may be a `Resident` instead, where that saves
+        copying: the caller hands them to other sessions of the backend and does not look inside.
+        """
         ...
 
 
@@ -126,8 +180,8 @@ class Backend(Protocol):
         """None when engines of this backend can run on this machine, else the reason in one line."""
         ...
 
-    def build(self, graph: bytes, options: EngineOptions) -> Engine:
-        """Compile one ONNX graph (serialised bytes). Raises StageError with the library's reason."""
+    def build(self, graph: Graph, options: EngineOptions) -> Engine:
+        """Compile one ONNX graph. Raises StageError with the library's reason."""
         ...
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:

@@ -6,14 +6,25 @@ import importlib.util
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlaopt.backends import Engine, EngineOptions, Port, Session, check_feeds, scratch_folder
+from vlaopt.artifact.graph import Graph
+from vlaopt.backends import (
+    Engine,
+    EngineOptions,
+    Port,
+    Resident,
+    Session,
+    Value,
+    check_feeds,
+    graph_of,
+    scratch_folder,
+)
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.optional import installed_version, require
 
@@ -40,7 +51,7 @@ _PRECISIONS = {
 }
 _MATRIX_KERNEL = re.compile(r"Conv|MatMul|Gemm|LSTM|GRU|RNN|Attention|Einsum")
 _INTEGER_KERNEL = re.compile(r"QLinear|QGemm|DynamicQuantize|\w+Integer")
-_EIGHT_BIT = re.compile(rb"(?<!De)QuantizeLinear|QLinear|QGemm|Integer")
+_EIGHT_BIT = (b"QLinear", b"QGemm", b"Integer")
 # These take packed low-bit weights in uint8 but calculate in the type of their first input.
 _WEIGHT_ONLY = ("MatMulNBits", "MatMulBnb4")
 
@@ -76,6 +87,8 @@ class OnnxRuntimeSession:
         self._inputs = tuple(_port(node) for node in session.get_inputs())
         self._outputs = tuple(_port(node) for node in session.get_outputs())
         self._names = [port.name for port in self._outputs]
+        self._binding = session.io_binding()
+        self._held: dict[str, Resident] = {}
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -85,14 +98,36 @@ class OnnxRuntimeSession:
     def outputs(self) -> tuple[Port, ...]:
         return self._outputs
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name. Raises InputError for wrong feeds and StageError when a kernel fails."""
-        check_feeds(self._inputs, feeds)
+    def run(self, feeds: Mapping[str, Value], resident: Collection[str] = ()) -> dict[str, Any]:
+        """Outputs by name. Raises InputError for wrong feeds and StageError when a kernel fails.
+
+        A resident output is an array over ONNX Runtime's memory. The session that takes it binds it once, however
+        often it runs with it.
+        """
+        check_feeds(self._inputs, feeds, BACKEND.name)
+        bound = any(isinstance(value, Resident) for value in feeds.values())
         try:
-            values = self._session.run(self._names, dict(feeds))
+            values = self._run_bound(feeds) if bound else self._session.run(self._names, dict(feeds))
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise StageError(f"ONNX Runtime failed while it ran: {_reason(error)}") from error
-        return dict(zip(self._names, values, strict=True))
+        outputs = dict(zip(self._names, values, strict=True))
+        kept = {name: outputs[name] for name in resident}
+        return outputs | {n: Resident(BACKEND.name, value.dtype.name, value.shape, value) for n, value in kept.items()}
+
+    def _run_bound(self, feeds: Mapping[str, Value]) -> list[np.ndarray]:
+        contiguous = []  # what is bound must live until the run is over
+        for name, value in feeds.items():
+            if not isinstance(value, Resident):
+                self._held.pop(name, None)
+                contiguous.append(np.asarray(value, order="C"))
+                self._binding.bind_cpu_input(name, contiguous[-1])
+            elif self._held.get(name) is not value:
+                self._binding.bind_cpu_input(name, value.value)
+                self._held[name] = value
+        for name in self._names:  # anew, or the next run would write into the arrays given now
+            self._binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(self._binding)
+        return [value.numpy() for value in self._binding.get_outputs()]
 
 
 class OnnxRuntimeBackend:
@@ -118,31 +153,34 @@ class OnnxRuntimeBackend:
     def runnable(self) -> str | None:
         return self.missing()
 
-    def build(self, graph: bytes, options: EngineOptions) -> Engine:
+    def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """Optimise `graph` and count, from one profiled run of the result, the matrix layers per precision.
 
         Matrix layers are convolutions, matrix products and recurrent cells. Inputs of that run are zeros (ones where
         integer or bool), 1 for every dynamic dimension. Raises StageError with ONNX Runtime's reason.
         """
         _settings(options)
-        optimised = _optimise(graph)
-        kernels, plain = _profile(optimised, options), _profile(graph, options)
-        notes = []
-        if len(kernels) > len(plain):
-            # Seen with HardSwish after a DequantizeLinear: expanded in the file, it gets one dequantizer per consumer.
-            notes.append(f"kept as given: saved optimisations would run {len(kernels)} kernels instead of {len(plain)}")
-            optimised, kernels = graph, plain
+        chosen, kernels, notes = graph, _profile(graph, options), []
+        if graph.data:
+            notes.append("kept as given: above 2 GB it is optimised only as it is opened")
+        else:
+            optimised = Graph(_optimise(graph))
+            others = _profile(optimised, options)
+            if len(others) <= len(kernels):
+                chosen, kernels = optimised, others
+            else:  # Seen with HardSwish after a DequantizeLinear: expanded there, it gets one dequantizer per consumer.
+                fewer = f"{len(others)} kernels instead of {len(kernels)}"
+                notes.append(f"kept as given: saved optimisations would run {fewer}")
         precisions = Counter(kernel.precision for kernel in kernels if _MATRIX_KERNEL.search(kernel.operator))
-        others = Counter(kernel.operator for kernel in kernels if not _MATRIX_KERNEL.search(kernel.operator))
-        notes.append("other kernels: " + (", ".join(f"{n} {name}" for name, n in sorted(others.items())) or "none"))
-        return Engine(files={FILE: optimised}, precisions=dict(sorted(precisions.items())), notes=tuple(notes))
+        rest = Counter(kernel.operator for kernel in kernels if not _MATRIX_KERNEL.search(kernel.operator))
+        notes.append("other kernels: " + (", ".join(f"{n} {name}" for name, n in sorted(rest.items())) or "none"))
+        return Engine(files=chosen.files(FILE), precisions=dict(sorted(precisions.items())), notes=tuple(notes))
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
-        """A session on the CPU provider alone. Raises InputError when the file is missing or damaged."""
-        if set(files) != {FILE}:
-            raise InputError(f"an onnxruntime engine is one file {FILE}, not {', '.join(sorted(files)) or 'none'}")
+        """A session on the CPU provider alone, no file touched. Raises InputError when one is missing or damaged."""
+        graph = graph_of(files, FILE, self.name)
         try:
-            session = _session(files[FILE], _folding(files[FILE], _session_options(options)))
+            session = inference_session(graph, _folding(graph, _session_options(options)))
         except StageError as error:
             raise InputError(error.message, where=FILE, hint="build the engine again") from error
         return OnnxRuntimeSession(session)
@@ -161,15 +199,25 @@ def _settings(options: EngineOptions) -> dict[str, Any]:
     return settings
 
 
-def _folding(graph: bytes, chosen: Any) -> Any:
+def _folding(graph: Graph, chosen: Any) -> Any:
     """`chosen` with weights that are only stored in int8 made FP32 once, as the session opens, not on every run.
 
     ONNX Runtime keeps every DequantizeLinear for the kernels that compute in 8 bit; a graph without one has no use for
     that. Operator names stand as plain text in the file; a node of such a name would only cost the folding.
     """
-    if not _EIGHT_BIT.search(graph):
+    if not _eight_bit(graph.model):
         chosen.add_session_config_entry("session.disable_quant_qdq", "1")
     return chosen
+
+
+def _eight_bit(model: bytes) -> bool:
+    """Whether a graph may compute in 8 bit. A regular expression takes half a minute for 700 MB of weights."""
+    if any(word in model for word in _EIGHT_BIT):
+        return True
+    at = model.find(b"QuantizeLinear")
+    while at >= 0 and model[at - 2 : at] == b"De":
+        at = model.find(b"QuantizeLinear", at + 1)
+    return at >= 0
 
 
 def _session_options(options: EngineOptions) -> Any:
@@ -186,11 +234,16 @@ def _session_options(options: EngineOptions) -> Any:
     return chosen
 
 
-def _session(graph: bytes, options: Any) -> Any:
+def inference_session(graph: Graph, options: Any) -> Any:
     """An InferenceSession whose only provider is the CPU. Raises StageError with ONNX Runtime's reason."""
     ort = require("onnxruntime", "cpu")
     try:
-        session = ort.InferenceSession(graph, options, providers=[PROVIDER])
+        # Always, or ONNX Runtime would look for the data of a graph that has none in the working directory.
+        name, data = (graph.data_name, graph.data) if graph.data else ("none", b"none")
+        options.add_external_initializers_from_files_in_memory([name], [data], [len(data)])
+        session = ort.InferenceSession(graph.model, options, providers=[PROVIDER])
+        # Kept to open it again with other providers: as much memory as the weights take in the session itself.
+        session._model_bytes = None
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
         raise StageError(f"ONNX Runtime refuses the graph: {_reason(error)}") from error
     if session.get_providers() != [PROVIDER]:
@@ -198,24 +251,24 @@ def _session(graph: bytes, options: Any) -> Any:
     return session
 
 
-def _optimise(graph: bytes) -> bytes:
+def _optimise(graph: Graph) -> bytes:
     ort = require("onnxruntime", "cpu")
     with scratch_folder() as folder:
         path = folder / FILE
         chosen = _session_options(EngineOptions(threads=1))
         chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         chosen.optimized_model_filepath = str(path)
-        _session(graph, chosen)
+        inference_session(graph, chosen)
         return path.read_bytes()
 
 
-def _profile(graph: bytes, options: EngineOptions) -> list[Kernel]:
+def _profile(graph: Graph, options: EngineOptions) -> list[Kernel]:
     """The kernels of one run of `graph`, opened as `open` does, each node once however often a loop repeats it."""
     with scratch_folder() as folder:
         chosen = _folding(graph, _session_options(options))
         chosen.enable_profiling = True
         chosen.profile_file_prefix = str(folder / "profile")
-        session = _session(graph, chosen)
+        session = inference_session(graph, chosen)
         feeds = {port.name: _filler(port) for port in map(_port, session.get_inputs())}
         try:
             OnnxRuntimeSession(session).run(feeds)

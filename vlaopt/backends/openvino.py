@@ -5,13 +5,24 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vlaopt.backends import Engine, EngineOptions, Port, Session, check_feeds, scratch_folder
+from vlaopt.artifact.graph import Graph
+from vlaopt.backends import (
+    Engine,
+    EngineOptions,
+    Port,
+    Resident,
+    Session,
+    Value,
+    check_feeds,
+    graph_on_disk,
+    scratch_folder,
+)
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.optional import installed_version, require
 
@@ -48,6 +59,7 @@ class OpenVinoSession:
         # Copying into OpenVINO's own input tensors halves the cost of a call; only static shapes have them beforehand.
         static = all(size >= 0 for port in self._inputs for size in port.shape)
         self._buffers = [self._request.get_input_tensor(i).data for i in range(len(self._inputs))] if static else None
+        self._held: dict[str, Resident] = {}
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -57,22 +69,37 @@ class OpenVinoSession:
     def outputs(self) -> tuple[Port, ...]:
         return self._outputs
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Copies of the outputs by name. Raises InputError for wrong feeds and StageError when a layer fails."""
-        check_feeds(self._inputs, feeds)
+    def run(self, feeds: Mapping[str, Value], resident: Collection[str] = ()) -> dict[str, Any]:
+        """Outputs by name, copies but for `resident`. Raises InputError for wrong feeds, StageError when a layer fails.
+
+        A resident output is a view of this request's memory. The session that takes it copies it into its own once,
+        however often it runs with it; binding it there instead was slower.
+        """
+        check_feeds(self._inputs, feeds, BACKEND.name)
         try:
             self._infer(feeds)
         except RuntimeError as error:
             raise StageError(f"OpenVINO failed while it ran: {_reason(error)}") from error
-        request = self._request
-        return {port.name: request.get_output_tensor(i).data.copy() for i, port in enumerate(self._outputs)}
+        views = {port.name: self._request.get_output_tensor(i).data for i, port in enumerate(self._outputs)}
+        return {
+            name: Resident(BACKEND.name, view.dtype.name, view.shape, view) if name in resident else view.copy()
+            for name, view in views.items()
+        }
 
-    def _infer(self, feeds: Mapping[str, np.ndarray]) -> None:
+    def _infer(self, feeds: Mapping[str, Value]) -> None:
         if self._buffers is None:
-            self._request.infer({i: np.ascontiguousarray(feeds[port.name]) for i, port in enumerate(self._inputs)})
+            values = [feeds[port.name] for port in self._inputs]
+            arrays = [value.value if isinstance(value, Resident) else value for value in values]
+            self._request.infer({i: np.asarray(array, order="C") for i, array in enumerate(arrays)})
             return
         for port, buffer in zip(self._inputs, self._buffers, strict=True):
-            np.copyto(buffer, feeds[port.name])
+            value = feeds[port.name]
+            if not isinstance(value, Resident):
+                self._held.pop(port.name, None)
+                np.copyto(buffer, value)
+            elif self._held.get(port.name) is not value:
+                np.copyto(buffer, value.value)
+                self._held[port.name] = value
         self._request.infer()
 
 
@@ -98,7 +125,7 @@ class OpenVinoBackend:
     def runnable(self) -> str | None:
         return self.missing()
 
-    def build(self, graph: bytes, options: EngineOptions) -> Engine:
+    def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """Convert `graph` to an IR and count, in the compiled IR, the matrix layers per precision.
 
         Weights keep their precision. Equal graphs give equal bytes. Products that OpenVINO fused into an attention
@@ -155,14 +182,14 @@ def _config(options: EngineOptions) -> dict[str, Any]:
     }
 
 
-def _convert(graph: bytes) -> dict[str, bytes]:
+def _convert(graph: Graph) -> dict[str, bytes]:
     ov = require("openvino", "cpu")
-    try:
-        model = ov.Core().read_model(graph)
-    except RuntimeError as error:
-        raise StageError(f"OpenVINO refuses the graph: {_reason(error)}") from error
-    _number_unnamed(model)
-    with scratch_folder() as folder:
+    with scratch_folder() as folder, graph_on_disk(graph) as source:
+        try:
+            model = ov.Core().read_model(source)
+        except RuntimeError as error:
+            raise StageError(f"OpenVINO refuses the graph: {_reason(error)}") from error
+        _number_unnamed(model)
         try:
             ov.save_model(model, folder / XML, compress_to_fp16=False)
         except RuntimeError as error:
@@ -180,11 +207,20 @@ def _number_unnamed(model: Any) -> None:
 
 
 def _compile(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The model of an IR, and that model compiled."""
+    """The model of an IR, and that model compiled.
+
+    Where Snippets, which generates code for fused layers, fails on the model, it is compiled without: seen with 2026.4
+    and Mish between quantized convolutions on one thread.
+    """
     core = require("openvino", "cpu").Core()
     try:
         model = core.read_model(files[XML], files[BIN])
-        return model, core.compile_model(model, _DEVICE, dict(config))
+        try:
+            return model, core.compile_model(model, _DEVICE, dict(config))
+        except RuntimeError as error:
+            if "snippets" not in str(error):
+                raise
+            return model, core.compile_model(model, _DEVICE, {**config, "SNIPPETS_MODE": "DISABLE"})
     except RuntimeError as error:
         raise StageError(f"OpenVINO cannot compile the IR: {_reason(error)}") from error
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from vlaopt.backends import Engine, EngineOptions, Port, Session, check_feeds
+from vlaopt.artifact.graph import Graph
+from vlaopt.backends import Engine, EngineOptions, Port, Session, Value, check_feeds, graph_of, graph_on_disk
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.optional import installed_version, require
 
@@ -31,8 +32,8 @@ class ReferenceSession:
     def outputs(self) -> tuple[Port, ...]:
         return self._outputs
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name. Raises InputError for wrong feeds and StageError when an operator fails."""
+    def run(self, feeds: Mapping[str, Value], resident: Collection[str] = ()) -> dict[str, Any]:
+        """Outputs by name, all arrays. Raises InputError for wrong feeds and StageError when an operator fails."""
         check_feeds(self._inputs, feeds)
         names = [port.name for port in self._outputs]
         try:
@@ -59,19 +60,18 @@ class ReferenceBackend:
     def runnable(self) -> str | None:
         return self.missing()
 
-    def build(self, graph: bytes, options: EngineOptions) -> Engine:
+    def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """The graph as given, once the evaluator accepts it. Raises StageError with its reason."""
         _refuse_settings(options)
         _evaluate(graph)
-        return Engine(files={FILE: graph}, precisions={}, notes=("calculates in the types that the graph names",))
+        return Engine(files=graph.files(FILE), precisions={}, notes=("calculates in the types that the graph names",))
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
         """A session on the evaluator. Raises InputError when the file is missing or damaged."""
         _refuse_settings(options)
-        if set(files) != {FILE}:
-            raise InputError(f"a reference engine is one file {FILE}, not {', '.join(sorted(files)) or 'none'}")
+        graph = graph_of(files, FILE, self.name)
         try:
-            return _evaluate(files[FILE])
+            return _evaluate(graph)
         except StageError as error:
             raise InputError(error.message, where=FILE, hint="build the engine again") from error
 
@@ -84,12 +84,13 @@ def _refuse_settings(options: EngineOptions) -> None:
         raise InputError(f"unknown reference setting {min(options.settings)!r}", hint="the reference has no settings")
 
 
-def _evaluate(graph: bytes) -> ReferenceSession:
+def _evaluate(graph: Graph) -> ReferenceSession:
     onnx = require("onnx", "build")
     evaluators = require("onnx.reference", "build")
     try:
-        model = onnx.load_model_from_string(graph)
-        onnx.checker.check_model(model)
+        with graph_on_disk(graph) as path:
+            onnx.checker.check_model(str(path))
+            model = onnx.load_model(str(path))
         evaluator = evaluators.ReferenceEvaluator(model)
     except Exception as error:  # protobuf, the checker and the evaluator share no base but Exception
         raise StageError(f"ONNX refuses the graph: {_one_line(error)}") from error

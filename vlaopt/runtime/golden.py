@@ -20,6 +20,8 @@ ACTIONS = "golden/actions.safetensors"
 HELD_OUT = "golden/held_out.safetensors"
 
 Observation = Mapping[str, Any]
+Sample = tuple[Observation, Array | None]
+"""An observation and the noise that belongs to it."""
 
 
 @dataclass(frozen=True)
@@ -66,5 +68,15 @@ class Golden:
 
     def run(self, predict_chunk: Callable[[Observation, Array | None], Array]) -> Array:
         """What `predict_chunk(observation, noise)` gives on every observation, [samples, chunk, action_dim]."""
+        return np.stack([predict_chunk(observation, noise) for observation, noise in self.samples])
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """What a policy is asked with."""
         noises = [None] * len(self.observations) if self.noise is None else list(self.noise)
-        return np.stack([predict_chunk(row, noise) for row, noise in zip(self.observations, noises, strict=True)])
+        return tuple(zip(self.observations, noises, strict=True))
+
+
+def of_sample(predict_chunk: Callable[[Observation, Array | None], Array]) -> Callable[[Sample], Array]:
+    """`predict_chunk` as a function of one sample, as measurements call it."""
+    return lambda sample: predict_chunk(*sample)

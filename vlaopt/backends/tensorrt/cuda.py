@@ -74,6 +74,11 @@ class Stream:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(buffer.host.ctypes.data, buffer.device, buffer.host.nbytes, kind)
 
+    def copy(self, source: Buffer, to: Buffer) -> None:
+        """Queue the copy of `source` into `to`, of the same size, on the device."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._copy(to.device, source.device, to.host.nbytes, kind)
+
     def wait(self) -> None:
         """Until all that was queued is done."""
         _check(self._runtime, self._runtime.cudaStreamSynchronize(self._stream))

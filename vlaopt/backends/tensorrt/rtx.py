@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlaopt.backends import Engine, EngineOptions, Session
+from vlaopt.artifact.graph import Graph
+from vlaopt.backends import Engine, EngineOptions, Session, graph_on_disk
 from vlaopt.backends.tensorrt.cuda import Stream, driver_problem
 from vlaopt.backends.tensorrt.session import TensorRtSession
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
@@ -50,7 +51,7 @@ class RtxBackend:
             return reason
         return None if _has_cuda_python() else "cuda-python is not installed: pip install cuda-python"
 
-    def build(self, graph: bytes, options: EngineOptions) -> Engine:
+    def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """One engine, strongly typed, for every compute capability of `options` (none: the GPU of this machine).
 
         `settings.workspace_mib` bounds the scratch memory of the engine; 0 leaves TensorRT's own limit. Raises
@@ -119,8 +120,10 @@ def _has_cuda_python() -> bool:
         return False
 
 
-def _parse(parser: Any, graph: bytes, log: Any) -> None:
-    if not parser.parse(graph):
+def _parse(parser: Any, graph: Graph, log: Any) -> None:
+    with graph_on_disk(graph) as path:
+        parsed = parser.parse_from_file(str(path))
+    if not parsed:
         problems = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         raise StageError(f"TensorRT for RTX refuses the graph: {'; '.join(problems) or log.reason()}")
     if any(_READ_AS_INT8 in message for message in log.warnings):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from vlaopt.backends import Port, check_feeds
+from vlaopt.backends import Port, Resident, Value, check_feeds
 from vlaopt.backends.tensorrt.cuda import Stream
 from vlaopt.errors import InputError, StageError
 
+_BACKEND = "tensorrt"
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -35,6 +36,7 @@ class TensorRtSession:
         self._outputs = tuple(_port(engine, name) for name in names if modes[name] == trt.TensorIOMode.OUTPUT)
         ports = (*self._inputs, *self._outputs)
         self._buffers = {port.name: stream.buffer(port.shape, port.dtype) for port in ports}
+        self._held: dict[str, Resident] = {}
         for name, buffer in self._buffers.items():
             if not context.set_tensor_address(name, buffer.device):
                 raise StageError(f"TensorRT refuses the address of tensor {name!r}")
@@ -47,19 +49,37 @@ class TensorRtSession:
     def outputs(self) -> tuple[Port, ...]:
         return self._outputs
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Copies of the outputs by name. Raises InputError for wrong feeds, StageError when TensorRT refuses to run."""
-        check_feeds(self._inputs, feeds)
+    def run(self, feeds: Mapping[str, Value], resident: Collection[str] = ()) -> dict[str, Any]:
+        """Copies of the outputs by name. Raises InputError for wrong feeds, StageError when TensorRT refuses to run.
+
+        A resident output is this session's device buffer. The session that takes it copies it, on the device, into
+        its own once, however often it runs with it: addresses that change would cost a CUDA graph its capture.
+        """
+        check_feeds(self._inputs, feeds, _BACKEND)
         for port in self._inputs:
-            buffer = self._buffers[port.name]
-            np.copyto(buffer.host, feeds[port.name])
-            self._stream.upload(buffer)
+            self._take(port.name, feeds[port.name])
         if not self._context.execute_async_v3(self._stream.handle):
             raise StageError("TensorRT refused to run the engine")
         for port in self._outputs:
-            self._stream.download(self._buffers[port.name])
+            if port.name not in resident:
+                self._stream.download(self._buffers[port.name])
         self._stream.wait()
-        return {port.name: self._buffers[port.name].host.copy() for port in self._outputs}
+        given: dict[str, Any] = {}
+        for port in self._outputs:
+            buffer = self._buffers[port.name]
+            stays = port.name in resident
+            given[port.name] = Resident(_BACKEND, port.dtype, port.shape, buffer) if stays else buffer.host.copy()
+        return given
+
+    def _take(self, name: str, value: Value) -> None:
+        buffer = self._buffers[name]
+        if not isinstance(value, Resident):
+            self._held.pop(name, None)
+            np.copyto(buffer.host, value)
+            self._stream.upload(buffer)
+        elif self._held.get(name) is not value:
+            self._stream.copy(value.value, buffer)
+            self._held[name] = value
 
 
 def _port(engine: Any, name: str) -> Port:
