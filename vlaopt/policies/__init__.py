@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +18,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from vlaopt.artifact.policy_spec import PolicySpec
+from vlaopt.artifact.policy_spec import PolicySpec, TensorSpec
 from vlaopt.errors import InputError
+from vlaopt.recipe.model import Recipe
+from vlaopt.runtime.loop import Tap
 
-BUILT_IN = {"edge-vla": "vlaopt.policies.edge_vla.adapter"}
+BUILT_IN = {
+    "act": "vlaopt.policies.lerobot.act",
+    "diffusion": "vlaopt.policies.lerobot.diffusion",
+    "edge-vla": "vlaopt.policies.edge_vla.adapter",
+    "smolvla": "vlaopt.policies.lerobot.smolvla",
+}
 
 
 class EagerPolicy(Protocol):
@@ -38,23 +45,34 @@ class EagerPolicy(Protocol):
         ...
 
     def components(self) -> Mapping[str, nn.Module]:
-        """The modules behind the spec's components. Each takes and gives tensors in the order its component lists."""
+        """The modules behind the spec's components. Each takes and gives tensors in the order its component lists.
+
+        One that only wraps parts of `module` shares their parameters.
+        """
         ...
 
     def preprocess(self, observation: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The components' input tensors for one observation, by the policy's own processing."""
+        """The tensors that the spec's processors give for one observation, by the policy's own processing."""
         ...
 
-    def predict_chunk(self, observation: Mapping[str, Any], noise: np.ndarray | None = None) -> np.ndarray:
-        """The chunk, float32 [chunk_size, action_dim], by the policy's own forward pass in the robot's units."""
+    def predict_chunk(
+        self, observation: Mapping[str, Any], noise: np.ndarray | None = None, *, tap: Tap | None = None
+    ) -> np.ndarray:
+        """The chunk, float32 [chunk_size, action_dim], by the policy's own forward pass in the robot's units.
+
+        `noise` as the runtime takes it; without one the policy draws its own. `tap(component, inputs, outputs)` sees
+        what the policy's own forward pass computes at the place of each component's call, as arrays of its own: every
+        call, in order, the loop's step once per step. It must not see what `components()` compute: the comparison of
+        the two is what finds a wrong cut. (Where a component is a module of the network, `hooked` does it.)
+        """
         ...
 
     def assets(self) -> dict[str, bytes]:
         """The files the processors need, by name: statistics, tokenizer."""
         ...
 
-    def checkpoint(self) -> dict[str, bytes]:
-        """The files of a checkpoint that the adapter's `load` reads back, with the sizes the layers have now."""
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that the adapter's `load` reads back, with the sizes the layers have now."""
         ...
 
     def replace(self, module: nn.Module) -> EagerPolicy:
@@ -62,35 +80,60 @@ class EagerPolicy(Protocol):
         ...
 
 
-class Queue:
-    """An eager policy as a robot drives it: one action at a time, a new chunk every `n_action_steps`."""
+@contextmanager
+def hooked(spec: PolicySpec, modules: Mapping[str, nn.Module], tap: Tap | None) -> Iterator[None]:
+    """Within, `tap` sees every call of `modules`, the spec's components by name; nothing happens without one."""
+    handles = []
 
-    def __init__(self, eager: EagerPolicy) -> None:
-        self._eager = eager
-        self.reset()
+    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], Any], None]:
+        def seen(_: nn.Module, given: tuple[torch.Tensor, ...], result: Any) -> None:
+            assert tap is not None
+            results = result if isinstance(result, tuple) else (result,)
+            component = spec.components[name]
+            tap(
+                name,
+                _named(component.inputs, given, f"component {name} takes"),
+                _named(component.outputs, results, f"component {name} gives"),
+            )
 
-    @property
-    def needs_observation(self) -> bool:
-        """Whether the next `predict` looks at its observation."""
-        return not self._actions
+        return seen
 
-    def reset(self) -> None:
-        """A new episode: forget the rest of the chunk."""
-        self._actions: deque[np.ndarray] = deque()
+    if tap is not None:
+        handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
-    def predict(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """The next action, float32 [action_dim], in the robot's units."""
-        if not self._actions:
-            self._actions.extend(self._eager.predict_chunk(observation)[: self._eager.spec.chunk.n_action_steps])
-        return self._actions.popleft()
+
+def _named(tensors: Sequence[TensorSpec], values: Sequence[torch.Tensor], what: str) -> dict[str, np.ndarray]:
+    if len(tensors) != len(values):
+        hint = "list them in the order of its forward pass, which is called without keywords"
+        raise InputError(f"{what} {len(values)} tensors, its spec lists {len(tensors)}", hint=hint)
+    return {tensor.name: value.detach().numpy().copy() for tensor, value in zip(tensors, values, strict=True)}
 
 
 class PolicyAdapter(Protocol):
     """Loads the checkpoints of one type of policy."""
 
-    def load(self, checkpoint: Path, hub_overrides: Mapping[str, str]) -> EagerPolicy:
-        """The policy in `checkpoint`. Raises InputError naming the file and what is wrong with it."""
+    def load(
+        self, checkpoint: Path, hub_overrides: Mapping[str, Path], config_overrides: Mapping[str, Any]
+    ) -> EagerPolicy:
+        """The policy in `checkpoint`, on the CPU, in evaluation mode.
+
+        `hub_overrides`: local folders in place of what the policy would fetch from a hub, by the field of its config;
+        `config_overrides`: other values for fields of its config. Raises InputError naming the file or field and what
+        is wrong with it, EnvironmentProblem when a library it needs is not installed.
+        """
         ...
+
+
+def load(recipe: Recipe, checkpoint: Path | None = None) -> EagerPolicy:
+    """The policy that `recipe` names, from its own checkpoint or another one of the same policy."""
+    wanted = recipe.policy
+    hub = {field: recipe.locate(path) for field, path in wanted.hub_overrides.items()}
+    return get(wanted.type).load(checkpoint or recipe.locate(wanted.checkpoint), hub, wanted.config_overrides)
 
 
 def names() -> list[str]:

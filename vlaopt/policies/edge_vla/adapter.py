@@ -23,10 +23,12 @@ from vlaopt.artifact.policy_spec import (
     Unnormalise,
 )
 from vlaopt.errors import InputError
+from vlaopt.policies import hooked
 from vlaopt.policies.edge_vla.checkpoint import STATISTICS, TOKENIZER, load_checkpoint, save_checkpoint
 from vlaopt.policies.edge_vla.config import EdgeVLAConfig
 from vlaopt.policies.edge_vla.model import EdgeVLA, config_of
 from vlaopt.policies.edge_vla.policy import IMAGE, STATE, TASK, EdgeVLAPolicy, Statistics
+from vlaopt.runtime.loop import Tap
 
 GRIPPER = 3
 
@@ -53,10 +55,13 @@ class EagerEdgeVLA:
         images, state, tokens = self._policy.preprocess(observation)
         return {"images": images, "state": state, "tokens": tokens}
 
-    def predict_chunk(self, observation: Mapping[str, Any], noise: np.ndarray | None = None) -> np.ndarray:
+    def predict_chunk(
+        self, observation: Mapping[str, Any], noise: np.ndarray | None = None, *, tap: Tap | None = None
+    ) -> np.ndarray:
         if noise is not None:
             raise InputError("edge-vla takes no noise")
-        return self._policy.predict_chunk(observation)
+        with hooked(self.spec, self.components(), tap):
+            return self._policy.predict_chunk(observation)
 
     @property
     def statistics(self) -> Statistics:
@@ -68,14 +73,12 @@ class EagerEdgeVLA:
         return self._policy.tokenize(instruction)
 
     def assets(self) -> dict[str, bytes]:
-        files = self.checkpoint()
-        return {name: files[name] for name in (STATISTICS, TOKENIZER)}
-
-    def checkpoint(self) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "checkpoint"
-            save_checkpoint(self._policy, path)
-            return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+            self.save(Path(folder) / "checkpoint")
+            return {name: (Path(folder) / "checkpoint" / name).read_bytes() for name in (STATISTICS, TOKENIZER)}
+
+    def save(self, folder: Path) -> None:
+        save_checkpoint(self._policy, folder)
 
     def replace(self, module: nn.Module) -> EagerEdgeVLA:
         if not isinstance(module, EdgeVLA):
@@ -86,10 +89,12 @@ class EagerEdgeVLA:
 class EdgeVLAAdapter:
     """See `vlaopt.policies.PolicyAdapter`."""
 
-    def load(self, checkpoint: Path, hub_overrides: Mapping[str, str]) -> EagerEdgeVLA:
-        """Raises InputError for a damaged checkpoint, and for `hub_overrides`: an edge-vla reaches for no hub."""
-        if hub_overrides:
-            raise InputError("edge-vla reaches for no hub, so it takes no hub_overrides")
+    def load(
+        self, checkpoint: Path, hub_overrides: Mapping[str, Path], config_overrides: Mapping[str, Any]
+    ) -> EagerEdgeVLA:
+        """Raises InputError for a damaged checkpoint, and for overrides: an edge-vla has no use for them."""
+        if hub_overrides or config_overrides:
+            raise InputError("edge-vla takes neither hub_overrides nor config_overrides")
         return EagerEdgeVLA(load_checkpoint(checkpoint))
 
 

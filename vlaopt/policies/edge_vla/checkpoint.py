@@ -19,12 +19,12 @@ from tokenizers import Tokenizer
 
 from vlaopt.errors import InputError
 from vlaopt.files import STAGING_PREFIX, read_file, write_file
+from vlaopt.policies.checkpoints import CONFIG, WEIGHTS, check_folder, check_type, fill, read_json, words
 from vlaopt.policies.edge_vla.config import EdgeVLAConfig, Provenance
 from vlaopt.policies.edge_vla.model import EdgeVLA, config_of
 from vlaopt.policies.edge_vla.policy import EdgeVLAPolicy, Statistics
 
-CONFIG, WEIGHTS, STATISTICS, TOKENIZER = "config.json", "model.safetensors", "statistics.safetensors", "tokenizer.json"
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+STATISTICS, TOKENIZER = "statistics.safetensors", "tokenizer.json"
 _LIMIT = 1 << 30
 
 
@@ -33,10 +33,10 @@ def load_checkpoint(path: Path) -> EdgeVLAPolicy:
 
     Raises InputError for a missing, damaged or ill-fitting file, naming the file and the tensor.
     """
-    _refuse_pickles(path)
+    check_folder(path)
     config = _read_config(path / CONFIG)
     module = EdgeVLA(config)
-    _fill(module, _read_tensors(path / WEIGHTS), path / WEIGHTS)
+    fill(module, path / WEIGHTS)
     statistics = _read_statistics(path / STATISTICS, config)
     return EdgeVLAPolicy(module, statistics, _read_tokenizer(path / TOKENIZER, config))
 
@@ -77,37 +77,11 @@ def _replace_folder(path: Path, content: Mapping[str, bytes]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse_pickles(path: Path) -> None:
-    pickled = None
-    if path.is_file() and path.suffix in PICKLE_SUFFIXES:
-        pickled = path
-    elif path.is_dir() and not (path / WEIGHTS).exists():
-        pickled = next((file for file in sorted(path.iterdir()) if file.suffix in PICKLE_SUFFIXES), None)
-    if pickled is not None:
-        raise InputError(
-            f"{pickled.name} is a pickle, which can run code when opened",
-            where=str(pickled),
-            hint=f"convert it to {WEIGHTS}: safetensors.torch.save_file(torch.load(file, weights_only=True), ...)",
-        )
-    if not path.is_dir():
-        raise InputError("no such checkpoint folder", where=str(path), hint=f"a folder with {CONFIG} and {WEIGHTS}")
-    if not (path / CONFIG).exists() and not (path / WEIGHTS).exists():
-        raise InputError("not a checkpoint folder", where=str(path), hint=f"a folder with {CONFIG} and {WEIGHTS}")
-
-
 def _read_config(path: Path) -> EdgeVLAConfig:
-    data = read_file(path, limit=1 << 20)
+    value = read_json(path)
+    check_type(value, "edge-vla", path)
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}", where=str(path)) from error
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind != "edge-vla":
-        raise InputError(
-            f"type is {kind!r}, needed is 'edge-vla'", where=f"{path}:type", hint="name that policy's type"
-        )
-    try:
-        return EdgeVLAConfig.model_validate_json(data)
+        return EdgeVLAConfig.model_validate_json(json.dumps(value))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -122,32 +96,6 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             f"damaged safetensors file: {error}", where=str(path), hint="copy or download it again"
         ) from error
     return tensors
-
-
-def _fill(module: EdgeVLA, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Put `tensors` into `module`, each with the name, shape and type that the config asks for."""
-    expected = module.state_dict()
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or extra:
-        problem = (
-            f"lacks tensor {missing[0]}" if missing else f"has tensor {extra[0]}, which the config has no place for"
-        )
-        raise InputError(problem, where=str(path), hint=f"{CONFIG} and {WEIGHTS} must come from the same checkpoint")
-    for name, tensor in tensors.items():
-        want = expected[name]
-        if tensor.shape != want.shape or tensor.dtype != want.dtype:
-            raise InputError(
-                f"tensor {name} is {_words(tensor)}, the config asks for {_words(want)}",
-                where=str(path),
-                hint=f"{CONFIG} and {WEIGHTS} must come from the same checkpoint",
-            )
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"tensor {name} holds NaN or infinity", where=str(path), hint="the training diverged")
-    module.load_state_dict(dict(tensors))
-
-
-def _words(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _read_statistics(path: Path, config: EdgeVLAConfig) -> Statistics:
@@ -169,7 +117,7 @@ def _read_statistics(path: Path, config: EdgeVLAConfig) -> Statistics:
 
 def _statistic(name: str, tensor: torch.Tensor, size: int, path: Path) -> np.ndarray:
     if tensor.dtype != torch.float32 or tuple(tensor.shape) != (size,):
-        raise InputError(f"tensor {name} is {_words(tensor)}, needed is float32 [{size}]", where=str(path))
+        raise InputError(f"tensor {name} is {words(tensor)}, needed is float32 [{size}]", where=str(path))
     if not torch.isfinite(tensor).all():
         raise InputError(f"tensor {name} holds NaN or infinity", where=str(path))
     if name.endswith(".std") and bool((tensor <= 0).any()):

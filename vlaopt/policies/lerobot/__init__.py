@@ -1,0 +1,1 @@
+"""LeRobot's policies, one adapter for each; LeRobot is imported where a checkpoint is loaded, never before."""
