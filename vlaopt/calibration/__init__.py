@@ -9,6 +9,7 @@ The same format holds calibration sets, held-out sets and demonstrations. Nothin
 from vlaopt.calibration.card import ActionFeature, Card, Feature, FileEntry
 from vlaopt.calibration.checks import MINIMUM_SAMPLES, Expected
 from vlaopt.calibration.reading import CalibrationSet, Observation
+from vlaopt.calibration.recorder import Recorder
 from vlaopt.calibration.writing import write_calibration_set
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "Feature",
     "FileEntry",
     "Observation",
+    "Recorder",
     "write_calibration_set",
 ]

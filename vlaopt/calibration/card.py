@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vlaopt.calibration.images import is_image
 from vlaopt.errors import InputError
 from vlaopt.files import read_file
 from vlaopt.tensors import Array
@@ -24,7 +25,10 @@ class _Frozen(BaseModel):
 
 
 class Feature(_Frozen):
-    """One named input of the policy, one time step without batch dimension."""
+    """One named input of the policy, without batch dimension.
+
+    Where the policy looks back, the first dimension of arrays is time, the newest step last.
+    """
 
     dtype: str
     shape: tuple[int, ...] = ()
@@ -63,12 +67,13 @@ class Card(_Frozen):
     files: tuple[FileEntry, ...] = Field(min_length=1, max_length=1)
 
 
-def is_image(dtype: str, shape: tuple[int, ...]) -> bool:
-    return dtype == "uint8" and len(shape) == 3 and shape[2] == 3
-
-
 def read_card(path: Path) -> tuple[Card, Any]:
-    data = read_file(path, limit=_CARD_LIMIT)
+    """The card in the file `path`, and the JSON value it was made from."""
+    return parse_card(read_file(path, limit=_CARD_LIMIT), path)
+
+
+def parse_card(data: bytes, path: Path) -> tuple[Card, Any]:
+    """As `read_card`, from bytes. Raises InputError, naming the field of `path`, for what is no card."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -89,6 +94,10 @@ def check_layout(tensors: Mapping[str, Array], card: Card, path: Path) -> None:
     want: dict[str, tuple[str, tuple[int, ...]]] = {"task_index": index, "episode_index": index, "step_index": index}
     for name, feature in card.observation.items():
         if feature.encoding == "png":
+            if not is_image(feature.dtype, feature.shape):
+                raise InputError(
+                    f"{name} is no image but says PNG: {feature.dtype} {list(feature.shape)}", where=str(path)
+                )
             want[f"{name}.offsets"] = ("int64", (card.samples + 1,))
             want[f"{name}.png"] = ("uint8", (-1,))
         elif name != TASK:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlaopt.calibration.card import TASK, is_image
+from vlaopt.calibration.card import TASK
+from vlaopt.calibration.images import is_image
 from vlaopt.errors import InputError
 from vlaopt.hashing import digest_bytes
 from vlaopt.tensors import Array
@@ -31,15 +33,37 @@ def check(samples: CalibrationSet, expected: Expected, minimum_samples: int = MI
     than `minimum_samples`; values that are NaN, infinite, above `OUTLIER_ABSOLUTE` or above `OUTLIER_RATIO` times
     the feature's 99th percentile of |x|; float images beyond 0..1; a feature that never changes; damaged images.
     """
+    for problem in find_problems(samples, expected, minimum_samples):
+        raise problem
+
+
+def find_problems(
+    samples: CalibrationSet, expected: Expected, minimum_samples: int = MINIMUM_SAMPLES
+) -> Iterator[InputError]:
+    """Everything that `check` would refuse, one by one, at most one of each kind for a feature."""
+    fitting = []
     for name, (dtype, shape) in expected.items():
-        _check_feature(samples, name, dtype, shape)
+        if problem := _found(partial(_check_feature, samples, name, dtype, shape)):
+            yield problem
+        elif name != TASK:
+            fitting.append(name)
     if len(samples) < minimum_samples:
-        raise _problem(samples, f"{len(samples)} samples, at least {minimum_samples} are needed", "record more")
-    for name, (dtype, shape) in expected.items():
-        if name != TASK:
-            _check_values(samples, name, picture=is_image(dtype, shape))
+        yield _problem(samples, f"{len(samples)} samples, at least {minimum_samples} are needed", "record more")
+    for name in fitting:
+        if problem := _found(partial(_check_values, samples, name, picture=is_image(*expected[name]))):
+            yield problem
     if samples.card.action is not None:
-        _check_finite(samples, "action", samples.column("action"))
+        actions = samples.column("action")
+        if problem := _found(partial(_check_finite, samples, "action", actions)):
+            yield problem
+
+
+def _found(check: Callable[[], None]) -> InputError | None:
+    try:
+        check()
+    except InputError as problem:
+        return problem
+    return None
 
 
 def _check_feature(samples: CalibrationSet, name: str, dtype: str, shape: tuple[int, ...]) -> None:
@@ -52,14 +76,16 @@ def _check_feature(samples: CalibrationSet, name: str, dtype: str, shape: tuple[
         )
     accepted = [(dtype, shape)]
     if is_image(dtype, shape):
-        accepted.append(("float32", (shape[2], shape[0], shape[1])))
+        accepted.append(("float32", (*shape[:-3], 3, *shape[-3:-1])))
     if (had.dtype, had.shape) in accepted:
         return
     needed = " or ".join(f"{kind} {list(sizes)}" for kind, sizes in accepted)
     hint = "record it as the policy sees it"
     if had.dtype == "float64":
         hint = "convert it to float32"
-    elif sorted(had.shape) == sorted(shape) and len(shape) == 3:
+    elif had.shape == shape[1:] or shape == had.shape[1:]:
+        hint = "the policy looks back another number of steps: vlaopt calibration make --history"
+    elif sorted(had.shape) == sorted(shape) and len(shape) in (3, 4):
         hint = "the channels are on the wrong side: uint8 images are height, width, 3; float32 ones 3, height, width"
     raise _problem(samples, f"{name} is {had.dtype} {list(had.shape)}, the policy needs {needed}", hint)
 
@@ -77,7 +103,11 @@ def _check_values(samples: CalibrationSet, name: str, *, picture: bool) -> None:
             _check_unit_range(samples, name, values)
         constant = bool((values == values[0]).all())
     if constant and len(samples) > 1:
-        raise _problem(samples, f"{name} is the same in all {len(samples)} samples", "record while the robot moves")
+        raise _problem(
+            samples,
+            f"{name} is the same in all {len(samples)} samples",
+            "record while the robot moves, or leave it out",
+        )
 
 
 def _check_finite(samples: CalibrationSet, name: str, values: Array) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,11 @@ from numpy.typing import NDArray
 
 from vlaopt.calibration.card import CARD, DATA, TASK, Card, Feature, check_layout, read_card
 from vlaopt.calibration.checks import MINIMUM_SAMPLES, Expected, check
+from vlaopt.calibration.images import decode_image
+from vlaopt.calibration.sampling import spread
 from vlaopt.errors import InputError
 from vlaopt.files import read_file
 from vlaopt.hashing import digest_bytes, digest_json
-from vlaopt.optional import require
 from vlaopt.tensors import Array, unpack
 
 ARCHIVE_SUFFIXES = (".npz", ".npy", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".zip")
@@ -59,9 +59,22 @@ class CalibrationSet:
         return (self.observation(index) for index in range(len(self)))
 
     def observation(self, index: int) -> Observation:
-        """Sample `index` as the policy takes it: arrays by name (images uint8 [H, W, 3]), and `task`, a string."""
+        """Sample `index` as the policy takes it: arrays by name (images uint8 [H, W, 3]), and `task`, a string.
+
+        Where the policy looks back, arrays have a leading time dimension, the newest step last.
+        """
         self._check_index(index)
         return {name: self._value(name, feature, index) for name, feature in self.card.observation.items()}
+
+    def value(self, name: str, index: int) -> Any:
+        """One part of sample `index`. Raises KeyError for a name the card does not have."""
+        self._check_index(index)
+        return self._value(name, self.card.observation[name], index)
+
+    def task_index(self, index: int) -> int:
+        """Which of the card's instructions sample `index` was recorded under."""
+        self._check_index(index)
+        return int(self._tensors["task_index"][index])
 
     def action(self, index: int) -> NDArray[np.float32]:
         """The expert's chunk at sample `index`, float32 [chunk, action]. Raises InputError when the set has none."""
@@ -94,15 +107,13 @@ class CalibrationSet:
         """
         if count < 1:
             raise InputError(f"{count} samples asked for, at least 1 is needed", where=str(self.path))
-        total = len(self)
-        if count >= total:
-            return tuple(range(total))
-        rng = np.random.default_rng(seed)
-        names, episodes = np.unique(self._tensors["episode_index"], return_inverse=True)
-        shuffled = rng.permutation(len(names))[episodes]
-        order = np.lexsort((self._tensors["step_index"], shuffled, self._tensors["task_index"]))
-        places = np.floor((np.arange(count) + rng.random()) * total / count).astype(np.int64)
-        return tuple(sorted(int(index) for index in order[places]))
+        return spread(
+            self._tensors["task_index"], self._tensors["episode_index"], self._tensors["step_index"], count, seed
+        )
+
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Dtype and shape of one sample of every feature: what a policy would have to take for the set to fit."""
+        return {name: (feature.dtype, feature.shape) for name, feature in self.card.observation.items()}
 
     def check_unchanged(self) -> None:
         """Hash the file again. Raises InputError when it is no longer what was opened."""
@@ -122,27 +133,11 @@ class CalibrationSet:
             return self._tensors[name][index].copy()
         start, end = (int(offset) for offset in self._tensors[f"{name}.offsets"][index : index + 2])
         data = self._tensors[f"{name}.png"][start:end].tobytes()
-        return _decode_png(data, feature.shape, where=f"{self.path}: {name} at sample {index}")
+        return decode_image(data, feature.shape, where=f"{self.path}: {name} at sample {index}")
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-
-
-def _decode_png(data: bytes, shape: tuple[int, ...], *, where: str) -> NDArray[np.uint8]:
-    """Pixels uint8 `shape`. The header's size is compared first, so that a bomb is refused before it is decoded."""
-    pillow = require("PIL.Image", "build")
-    try:
-        with pillow.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if (image.height, image.width, 3) != shape or image.mode != "RGB":
-                raise InputError(
-                    f"a PNG of {image.mode} {image.height}x{image.width}, the card says RGB {shape[0]}x{shape[1]}",
-                    where=where,
-                )
-            pixels: NDArray[np.uint8] = np.array(image)
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
-        raise InputError(f"not a sound PNG: {error}", where=where, hint="record the set again") from error
-    return pixels
 
 
 def _refuse_archives(path: Path) -> None:
@@ -153,8 +148,8 @@ def _refuse_archives(path: Path) -> None:
         raise InputError(
             f"{archive.suffix} files are not opened: they can run code or unpack without bound",
             where=str(archive),
-            hint=f"convert it: load it where you trust it and call vlaopt.calibration.write_calibration_set, "
-            f"which makes {CARD} and {DATA}",
+            hint="convert it: `vlaopt calibration make FOLDER -o SET` reads a folder of .npz episodes; load others "
+            "where you trust them and call vlaopt.calibration.write_calibration_set",
         )
     if not path.is_dir():
         raise InputError(

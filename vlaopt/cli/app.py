@@ -10,12 +10,26 @@ from typing import Annotated
 import typer
 
 from vlaopt import __version__
-from vlaopt.cli import bench, build, cache, compare, evaluate, inspect, recipe, stage, target, verify
+from vlaopt.cli import (
+    bench,
+    build,
+    cache,
+    calibration,
+    capture,
+    compare,
+    evaluate,
+    inspect,
+    recipe,
+    stage,
+    target,
+    verify,
+)
 from vlaopt.errors import EnvironmentProblem, InputError, VlaoptError
 
 BUG, USAGE, INTERRUPTED = 1, 2, 130
 BROUGHT_BY = {
-    **dict.fromkeys(("torch", "onnx", "onnxscript", "onnxsim", "torch_pruning", "PIL"), "build"),
+    **dict.fromkeys(("torch", "onnx", "onnxscript", "onnxsim", "torch_pruning"), "build"),
+    **dict.fromkeys(("PIL", "pyarrow", "av"), "data"),
     "openvino": "cpu",
     **dict.fromkeys(("metaworld", "mujoco", "gymnasium"), "sim"),
 }
@@ -51,7 +65,7 @@ def options(
     """Options of every subcommand."""
 
 
-for module in (build, stage, verify, bench, compare, inspect, evaluate, recipe, target, cache):
+for module in (build, stage, verify, bench, compare, inspect, evaluate, recipe, target, calibration, capture, cache):
     module.add_to(app)
 
 

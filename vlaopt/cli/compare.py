@@ -30,7 +30,7 @@ def compare(
     from vlaopt.benchmark.compare import compare as judge
     from vlaopt.benchmark.compare import interleave
     from vlaopt.errors import InputError
-    from vlaopt.runtime.golden import ACTIONS, Golden
+    from vlaopt.runtime.golden import ACTIONS, Golden, of_sample
     from vlaopt.runtime.policy import open_artifact
 
     artifacts = [Artifact.open(path) for path in (first, second)]
@@ -42,13 +42,14 @@ def compare(
         )
     opened = {name: open_artifact(artifact) for name, artifact in zip("AB", artifacts, strict=True)}
     with terminal.watched(quiet=as_json) as progress, progress.task("measuring in turns"):
-        samples = interleave(
-            {name: policy.predict_chunk for name, policy in opened.items()},
-            Golden.of(artifacts[0]).observations,
+        turns = interleave(
+            {name: of_sample(policy.predict_chunk) for name, policy in opened.items()},
+            Golden.of(artifacts[0]).samples,
             rounds=rounds,
             iterations_per_round=10,
+            fewest_rounds=rounds,
         )
-    result = judge(samples["A"], samples["B"])
+    result = judge(turns.samples_ms["A"], turns.samples_ms["B"])
     if as_json:
         terminal.give_json({**vars(result), "speedup": result.speedup})
         return

@@ -36,8 +36,10 @@ def evaluate(
         policy = open_policy(source)
     else:
         from vlaopt import policies
+        from vlaopt.runtime.stepping import Stepper
 
-        policy = policies.Queue(policies.get(policy_type).load(source, {}))
+        eager = policies.get(policy_type).load(source, {}, {})
+        policy = Stepper(eager.spec, eager.predict_chunk)
     with terminal.watched(quiet=as_json) as progress:
         record = run(policy, tasks=task or None, episodes=episodes, seed=seed, progress=progress)
     if as_json:

@@ -36,9 +36,10 @@ def inspect(
         )
         components.add_row(name, component.kind, inputs, outputs)
     terminal.give_table(components)
+    rate = "control rate not known" if spec.control_hz is None else f"{spec.control_hz:g} Hz"
     terminal.give(
         f"loop {spec.loop.kind}, noise {spec.noise.law}, chunk of {spec.chunk.size}, "
-        f"{spec.chunk.n_action_steps} executed, {spec.control_hz:g} Hz"
+        f"{spec.chunk.n_action_steps} executed, {rate}"
     )
     if manifest.engine:
         engine = manifest.engine

@@ -1,4 +1,4 @@
-"""vlaopt recipe ls | show | validate | schema"""
+"""vlaopt recipe init | ls | show | validate | schema"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from vlaopt.cli import terminal
 
-commands = typer.Typer(help="Look at recipes.", epilog="Example: vlaopt recipe ls", no_args_is_help=True)
+commands = typer.Typer(help="Write and look at recipes.", epilog="Example: vlaopt recipe ls", no_args_is_help=True)
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value, such as prune.amount=0.2.")
@@ -63,12 +63,72 @@ def validate(recipe: RecipePath, overrides: Overrides = None, target: TargetName
     terminal.give(f"{recipe}: ok ({loaded.name} {loaded.version} for {loaded.target.name})")
 
 
+@commands.command(
+    epilog="Example: vlaopt recipe init recipes/edge-vla/checkpoint --target jetson-orin --calibration "
+    "calibration/metaworld > recipe.yaml"
+)
+def init(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder.")],
+    target: Annotated[str, typer.Option("--target", metavar="T", help="A name from `vlaopt target ls`, or a file.")],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="The artifact's name; the type otherwise.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--type", metavar="TYPE", help="The policy's type, where its config.json has none.")
+    ] = None,
+    calibration: Annotated[str | None, typer.Option(metavar="SET", help="The calibration set.")] = None,
+    held_out: Annotated[str | None, typer.Option(metavar="SET", help="Other observations, to judge on.")] = None,
+    hub_overrides: Annotated[
+        list[str] | None,
+        typer.Option("--hub-override", metavar="FIELD=FOLDER", help="A local folder for what a field names on a hub."),
+    ] = None,
+) -> None:
+    """Print a commented recipe for a checkpoint: its components, schemes, limits, and what is still missing.
+
+    The recipe belongs in this folder: its paths are relative to it. Nothing is fetched, nothing is written.
+    """
+    from vlaopt.proposal import Wish, propose
+    from vlaopt.proposal.text import as_yaml, missing
+
+    wish = Wish(
+        checkpoint=_from_here(checkpoint),
+        target=target,
+        type=kind,
+        name=name,
+        calibration=calibration and _from_here(calibration),
+        held_out=held_out and _from_here(held_out),
+        hub_overrides=_folders(hub_overrides),
+    )
+    with terminal.watched() as progress:
+        proposal = propose(wish, Path(), progress)
+    terminal.give(as_yaml(proposal).removesuffix("\n"))
+    for what, _ in missing(proposal):
+        terminal.note(f"missing: {what}; the recipe says how to come by it")
+
+
 @commands.command(epilog="Example: vlaopt recipe schema > vlaopt.schema.json")
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     from vlaopt.recipe.schema import recipe_schema
 
     terminal.give_json(recipe_schema())
+
+
+def _from_here(path: str) -> str:
+    """The path as a recipe in the working directory names it."""
+    place = Path(path)
+    return (place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place).as_posix()
+
+
+def _folders(texts: list[str] | None) -> dict[str, str]:
+    """What `--hub-override` says. Raises InputError for what is not FIELD=FOLDER."""
+    from vlaopt.errors import InputError
+
+    found = {}
+    for text in texts or ():
+        field, _, folder = text.partition("=")
+        if not (field and folder):
+            raise InputError(f"--hub-override {text!r} is not FIELD=FOLDER")
+        found[field] = _from_here(folder)
+    return found
 
 
 def add_to(app: typer.Typer) -> None:

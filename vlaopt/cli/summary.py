@@ -87,6 +87,6 @@ def _gates(summary: Summary) -> list[str]:
 
 def _done(summary: Summary) -> list[str]:
     lines = [f"finish on the target: {summary.finish['command']}"] if summary.finish else []
-    if not summary.ran:
-        return [*lines, "nothing to do, all stages were stored"]
-    return [*lines, f"ran {', '.join(summary.ran)} in {summary.seconds:.0f} s"]
+    lines.append(f"ran {', '.join(summary.ran)}" if summary.ran else "nothing to do, all stages were stored")
+    memory = "not known here" if summary.peak_memory_mib is None else f"{summary.peak_memory_mib / 1024:.2f} GiB"
+    return [*lines, f"the build took {summary.seconds:.0f} s; peak memory {memory}"]
