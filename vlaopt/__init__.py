@@ -32,8 +32,15 @@ def build(
     return run(recipe, overrides=overrides, target=target, output=output).artifact
 
 
-def open(path: str | Path, *, backend: str | None = None, threads: int | None = None) -> Policy:
+def open(
+    path: str | Path,
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    steps: int | None = None,
+    n_action_steps: int | None = None,
+) -> Policy:
     """The policy in the artifact at `path`, ready to predict; see `vlaopt.runtime.policy.open`."""
     from vlaopt.runtime.policy import open as open_policy
 
-    return open_policy(path, backend=backend, threads=threads)
+    return open_policy(path, backend=backend, threads=threads, steps=steps, n_action_steps=n_action_steps)

@@ -35,11 +35,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Build:
-    """A finished build: every stage's outcome, and the published artifact."""
+    """A finished build: every stage's outcome, the published artifact, and the seconds it took in all."""
 
     recipe: Recipe
     outcomes: tuple[Outcome, ...]
     artifact: Artifact
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,13 @@ def build(
 
     Raises InputError, EnvironmentProblem, StageError or GateError; every stage that ended well stays in the store.
     """
+    started = time.monotonic()
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe), overrides=overrides, target=target)
     kept = store or Store.default()
     check_writable(Path(output))
     outcomes = run_stages(loaded, None, ORDER, store=kept, progress=progress or Silent(), start_from=start_from)
-    return Build(loaded, tuple(outcomes), publish(outcomes[-1].artifact, loaded, Path(output)))
+    published = publish(outcomes[-1].artifact, loaded, Path(output))
+    return Build(loaded, tuple(outcomes), published, time.monotonic() - started)
 
 
 def run_stages(

@@ -10,20 +10,51 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from vlaopt.errors import EnvironmentProblem, InputError
 
 STAGING_PREFIX = ".staging-"
+_PIECE = 1 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` to `path` (parents made), flushed to the disk before this returns.
 
-    Raises EnvironmentProblem when it cannot be written or the disk is full.
+    A file there is replaced, never written into: it may be linked from elsewhere. Raises EnvironmentProblem when it
+    cannot be written or the disk is full.
     """
     with _refusals_named(path):
         _write(path, data)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file in pieces, flushed to the disk before this returns; one at `path` is replaced, as by `write_file`.
+
+    Raises InputError when `source` cannot be read, EnvironmentProblem when `path` cannot be written.
+    """
+    with _opened(source) as given, _refusals_named(path), _new(path) as file:
+        while piece := _piece(given, source):
+            file.write(piece)
+        _flush(file)
+
+
+def link_file(source: Path, path: Path) -> None:
+    """The file `source` under another name, its bytes not copied where one file system holds both; else as `copy_file`.
+
+    For files that are never written into. Neither name is a symbolic link.
+    """
+    with _refusals_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    try:
+        os.link(source, path, follow_symlinks=False)
+        linked = stat.S_ISREG(path.lstat().st_mode)
+    except OSError:  # another file system, one without links, too many links, or no such file
+        linked = False
+    if not linked:
+        copy_file(source, path)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -38,27 +69,16 @@ def replace_file(path: Path, data: bytes) -> None:
             staging.replace(path)
         finally:
             staging.unlink(missing_ok=True)
-        sync_directory(path.parent)
+        sync(path.parent)
 
 
 def read_file(path: Path, *, limit: int | None = None) -> bytes:
     """All bytes of a regular file. Raises InputError when it is missing, no file, unreadable or above `limit` bytes."""
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise InputError("not a regular file", where=str(path))
-            if limit is not None and info.st_size > limit:
-                raise InputError(f"{info.st_size} bytes, more than the {limit} allowed", where=str(path))
-            data = file.read() if limit is None else file.read(limit + 1)
-    except FileNotFoundError as error:
-        raise InputError("no such file", where=str(path)) from error
-    except IsADirectoryError as error:
-        raise InputError("a directory, not a file", where=str(path)) from error
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    except ValueError as error:  # a NUL in the path
-        raise InputError(f"cannot be read: {error}", where=repr(str(path))) from error
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise InputError(f"{size} bytes, more than the {limit} allowed", where=str(path))
+        data = file.read() if limit is None else file.read(limit + 1)
     if limit is not None and len(data) > limit:
         raise InputError(f"grew above the {limit} bytes allowed while it was read", where=str(path))
     return data
@@ -81,8 +101,8 @@ def check_writable(folder: Path) -> None:
             raise OSError(code, os.strerror(code))
 
 
-def sync_directory(path: Path) -> None:
-    """Flush a directory's entries, so that a rename into it survives a power cut."""
+def sync(path: Path) -> None:
+    """Flush a file, or a directory's entries, so that a rename of it or into it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -114,9 +134,10 @@ def staged_directory(final: Path) -> Iterator[Path]:
 
 
 def remove_directory(path: Path) -> int:
-    """Take a directory away in one step, then delete what it held; gives the bytes of its files, 0 when it was gone.
+    """Take a directory away in one step, then delete what it held; gives the bytes freed, 0 when it was gone.
 
-    No reader sees it half deleted. Raises EnvironmentProblem when it cannot be removed.
+    No reader sees it half deleted. A file that is linked from elsewhere frees nothing. Raises EnvironmentProblem when
+    it cannot be removed.
     """
     doomed = _staging_beside(path)
     with _refusals_named(path):
@@ -124,9 +145,9 @@ def remove_directory(path: Path) -> int:
             path.rename(doomed)
         except FileNotFoundError:
             return 0
-        size = sum(file.lstat().st_size for file in doomed.rglob("*") if file.is_file())
+        found = [file.lstat() for file in doomed.rglob("*")]
         shutil.rmtree(doomed)
-    return size
+    return sum(info.st_size for info in found if stat.S_ISREG(info.st_mode) and info.st_nlink == 1)
 
 
 def remove_dead_staging(parent: Path) -> int:
@@ -144,11 +165,46 @@ def remove_dead_staging(parent: Path) -> int:
 
 
 def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with _new(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        _flush(file)
+
+
+def _new(path: Path) -> BinaryIO:
+    """A file of its own at `path`, whatever was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    return path.open("xb")
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _piece(file: BinaryIO, path: Path) -> bytes:
+    try:
+        return file.read(_PIECE)
+    except OSError as error:  # named here: it is the source that failed, not what is written
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file to read. Raises InputError when it is missing, no file, or unreadable."""
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError("not a regular file", where=str(path))
+            yield file
+    except FileNotFoundError as error:
+        raise InputError("no such file", where=str(path)) from error
+    except IsADirectoryError as error:
+        raise InputError("a directory, not a file", where=str(path)) from error
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except ValueError as error:  # a NUL in the path
+        raise InputError(f"cannot be read: {error}", where=repr(str(path))) from error
 
 
 def _staging_beside(path: Path) -> Path:
@@ -157,13 +213,13 @@ def _staging_beside(path: Path) -> Path:
 
 def _publish(staging: Path, final: Path) -> None:
     for directory in [staging, *(path for path in staging.rglob("*") if path.is_dir())]:
-        sync_directory(directory)
+        sync(directory)
     try:
         staging.rename(final)
     except OSError:
         if not final.is_dir():
             raise
-    sync_directory(final.parent)
+    sync(final.parent)
 
 
 def _open_at_once(path: str, flags: int) -> int:

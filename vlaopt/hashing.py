@@ -26,16 +26,17 @@ def digest_json(value: Any) -> str:
     return digest_bytes(canonical_json(value))
 
 
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces of 1 MiB. Raises InputError when it cannot be read."""
-    sha = hashlib.sha256()
+def digest_file(path: Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of a file, read in pieces of 1 MiB. Raises InputError when it cannot be read."""
+    sha, size = hashlib.sha256(), 0
     try:
         with path.open("rb") as file:
             while piece := file.read(1 << 20):
                 sha.update(piece)
+                size += len(piece)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    return sha.hexdigest()
+    return size, sha.hexdigest()
 
 
 def digest_tree(root: Path) -> str:
@@ -46,4 +47,4 @@ def digest_tree(root: Path) -> str:
     if not (root.is_dir() or root.is_file()):
         raise InputError("no such file or folder", where=str(root))
     files = [root] if root.is_file() else [path for path in root.rglob("*") if path.is_file()]
-    return digest_json({path.relative_to(root).as_posix(): digest_file(path) for path in files})
+    return digest_json({path.relative_to(root).as_posix(): digest_file(path)[1] for path in files})

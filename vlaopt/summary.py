@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -11,18 +14,28 @@ from pydantic import BaseModel, ConfigDict
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.store import Store
-from vlaopt.benchmark.compare import interleave
-from vlaopt.benchmark.environment import Activity, read_activity
+from vlaopt.benchmark.compare import Turns, interleave
+from vlaopt.benchmark.environment import Activity, peak_memory_mib, read_activity
 from vlaopt.benchmark.verdict import BUSY_SHARE
 from vlaopt.chain import Build
 from vlaopt.hashing import digest_json
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
-from vlaopt.runtime.golden import Golden
+from vlaopt.runtime.golden import Golden, Sample, of_sample
 from vlaopt.runtime.policy import open_artifact
 
+if TYPE_CHECKING:
+    from vlaopt.policies import EagerPolicy
+
 ROUNDS, ITERATIONS = 12, 16
+"""Of each form; fewer where one of them is slow, see `interleave`."""
 EAGER = "eager"
+TOGETHER, TURNS_APART = 1 << 30, 2
+"""Bytes of FP32 components up to which all forms are open at once, and the turns of larger ones."""
+KEPT = 2
+"""Raised when what the store keeps of a summary changes."""
+
+Call = Callable[[Sample], object]
 
 
 class Frozen(BaseModel):
@@ -62,6 +75,9 @@ class Summary(Frozen):
     finish: dict[str, str] | None
     ran: tuple[str, ...]
     seconds: float
+    """Of the whole build, this measurement included."""
+    peak_memory_mib: float | None
+    """The largest resident size of the process that built."""
     how: str
     busy: str | None
 
@@ -71,12 +87,13 @@ def summarise(result: Build, store: Store, progress: Progress) -> Summary:
 
     A machine that was busy meanwhile is remembered with them.
     """
-    key = digest_json([outcome.artifact.id for outcome in result.outcomes])
+    started = time.monotonic()
+    key = digest_json({"kept": KEPT, "of": [outcome.artifact.id for outcome in result.outcomes]})
     measured = store.recall("summaries", key)
     if measured is None:
         before = read_activity()
-        rows = [row.model_dump(mode="json") for row in _rows(result, progress)]
-        measured = {"rows": rows, "busy": _busy_since(before)}
+        rows, how = _rows(result, progress)
+        measured = {"rows": [row.model_dump(mode="json") for row in rows], "how": how, "busy": _busy_since(before)}
         store.remember("summaries", key, measured)
     artifact = result.artifact
     metrics = artifact.manifest.metrics
@@ -97,8 +114,9 @@ def summarise(result: Build, store: Store, progress: Progress) -> Summary:
         bench=metrics.get("bench"),
         finish=artifact.manifest.finish.model_dump() if artifact.manifest.finish else None,
         ran=tuple(outcome.stage for outcome in result.outcomes if not outcome.cached),
-        seconds=sum(outcome.seconds for outcome in result.outcomes),
-        how=f"p50 of {ROUNDS * ITERATIONS} chunks, batch 1, host to host, all rows in turns in one process",
+        seconds=result.seconds + time.monotonic() - started,
+        peak_memory_mib=peak_memory_mib(),
+        how=measured["how"],
         busy=measured["busy"],
     )
 
@@ -117,15 +135,19 @@ def _verified_on(verified: Mapping[str, Any]) -> str:
     return f"verified: the portable graphs on {verified['backend']}; not the engine: {elsewhere}"
 
 
-def _rows(result: Build, progress: Progress) -> list[Row]:
-    """One row per form the policy took: eager, the FP32 export, the pruned one, the final graphs, the engine."""
+def _rows(result: Build, progress: Progress) -> tuple[list[Row], str]:
+    """One row per form the policy took: eager, the FP32 export, the pruned one, the final graphs, the engine.
+
+    And how their latencies were measured.
+    """
     by_stage = {outcome.stage: outcome.artifact for outcome in result.outcomes}
     forms = [("FP32 ONNX", by_stage["export"])]
     if by_stage["prune"].manifest.metrics["prune"]["method"] != "none":
         forms.append(("pruned", by_stage["prune"]))
     if by_stage["onnx"].manifest.metrics["onnx"]["quantized_nodes"]:
         forms.append(("quantized", by_stage["onnx"]))
-    latencies = _latencies(result.recipe, dict(forms), by_stage["engine"], progress)
+    turns = _measure(result.recipe, dict(forms), by_stage["engine"], progress)
+    latencies = {form: turns.median_ms(form) for form in turns.samples_ms}
     rows = [_row(EAGER, "torch", by_stage["export"].size("weights"), latencies, None)]
     stage_of = {"FP32 ONNX": "export", "pruned": "prune", "quantized": "onnx"}
     for form, artifact in forms:
@@ -135,7 +157,8 @@ def _rows(result: Build, progress: Progress) -> list[Row]:
     if engine.manifest.engine:
         error = engine.manifest.metrics["engine"].get("action_error")
         rows.append(_row("engine", engine.manifest.engine.backend, engine.size("engine"), latencies, error))
-    return rows
+    how = f"p50 of {turns.count} chunks, batch 1, host to host, all rows in {turns.rounds} turns in one process"
+    return rows, how
 
 
 def _row(form: str, backend: str, size: int, latencies: Mapping[str, float], error: Mapping[str, Any] | None) -> Row:
@@ -150,28 +173,43 @@ def _row(form: str, backend: str, size: int, latencies: Mapping[str, float], err
     )
 
 
-def _latencies(recipe: Recipe, forms: Mapping[str, Artifact], engine: Artifact, progress: Progress) -> dict[str, float]:
-    """Median milliseconds of one chunk for each form that runs on this machine, interleaved."""
+def _measure(recipe: Recipe, forms: Mapping[str, Artifact], engine: Artifact, progress: Progress) -> Turns:
+    """One chunk of each form that runs on this machine, measured in turns.
+
+    Forms too large to be open together are opened one after the other, in every turn anew.
+    """
     threads = engine.manifest.engine.threads if engine.manifest.engine else 0
-    calls: dict[str, Callable[[Mapping[str, Any]], object]] = {EAGER: _eager(recipe, threads)}
-    for form, artifact in forms.items():
-        calls[form] = open_artifact(artifact, backend="onnxruntime", threads=threads).predict_chunk
+
+    def portable(artifact: Artifact) -> Call:
+        return of_sample(open_artifact(artifact, backend="onnxruntime", threads=threads).predict_chunk)
+
+    openers: dict[str, Callable[[], Call]] = {EAGER: lambda: of_sample(_eager(recipe, threads).predict_chunk)}
+    openers |= {form: partial(portable, artifact) for form, artifact in forms.items()}
     built = engine.manifest.engine
     if built and backends.get(built.backend).runnable() is None:
-        calls["engine"] = open_artifact(engine).predict_chunk
-    observations = Golden.of(engine).observations
+        openers["engine"] = lambda: of_sample(open_artifact(engine).predict_chunk)
+    samples = Golden.of(engine).samples
     with progress.task("measuring all forms side by side"):
-        samples = interleave(calls, observations, rounds=ROUNDS, iterations_per_round=ITERATIONS)
-    return {form: round(float(np.median(times)), 4) for form, times in samples.items()}
+        if forms["FP32 ONNX"].size("component") <= TOGETHER:
+            calls = {form: opened() for form, opened in openers.items()}
+            return interleave(calls, samples, rounds=ROUNDS, iterations_per_round=ITERATIONS)
+        latencies: dict[str, list[np.ndarray]] = {form: [] for form in openers}
+        for turn in range(TURNS_APART):
+            # There and back again, so that a drift of the machine favours none.
+            for form in list(openers)[:: -1 if turn % 2 else 1]:
+                once = interleave({form: openers[form]()}, samples, rounds=1, iterations_per_round=2)
+                latencies[form].append(once.samples_ms[form])
+                gc.collect()
+    found = {form: np.concatenate(times) for form, times in latencies.items()}
+    return Turns(found, TURNS_APART, 2, dict.fromkeys(found, 2))
 
 
-def _eager(recipe: Recipe, threads: int) -> Callable[[Mapping[str, Any]], object]:
-    """The eager policy's chunk, on as many threads as the engine has."""
+def _eager(recipe: Recipe, threads: int) -> EagerPolicy:
+    """The eager policy, on as many threads as the engine has."""
     import torch
 
     from vlaopt import policies
 
     if threads:
         torch.set_num_threads(threads)
-    eager = policies.get(recipe.policy.type).load(recipe.locate(recipe.policy.checkpoint), recipe.policy.hub_overrides)
-    return eager.predict_chunk
+    return policies.load(recipe)

@@ -16,8 +16,9 @@ from vlaopt.benchmark.statistics import Distribution, median, percentile, summar
 from vlaopt.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Observation = Mapping[str, Any]
-Call = Callable[[Observation], Array]
+Sample = Any
+"""What a call takes: an observation, alone or with its noise."""
+Call = Callable[[Sample], Array]
 Difference = Callable[[Array, Array], float]
 
 WARMUP_WINDOW = 25
@@ -28,7 +29,7 @@ IDLE_S = 1.0
 
 def measure(
     call: Call,
-    observations: Sequence[Observation],
+    observations: Sequence[Sample],
     *,
     settings: BenchSettings,
     expected: Sequence[Array] | None = None,
@@ -43,7 +44,8 @@ def measure(
 ) -> BenchRecord:
     """Measure `call`, from an observation in host memory to an action chunk in host memory.
 
-    observations: distinct ones, cycled in an order drawn from the seed; expected: the chunk of each.
+    observations: distinct ones, each as `call` takes it, cycled in an order drawn from the seed; expected: the chunk
+    of each.
     tolerance: largest absolute difference allowed, or a function of (actions, expected) that is above 1 if they differ.
     machine: where this runs (read from `root` when None). cold_start_ms: from opening the policy to its first action.
     components: milliseconds each component took in the latest call, where the policy keeps count.
@@ -73,6 +75,7 @@ def measure(
         paced=paced,
         back_to_back=back_to_back,
         governor=machine.governor,
+        warmed=warmed,
         stable=stable,
         observations=len(observations),
         overhead_us=overhead_us,
@@ -140,7 +143,7 @@ class _Calls:
     """The policy called on one observation after another. Actions are checked when the clock has been read."""
 
     def __init__(
-        self, call: Call, observations: Sequence[Observation], order: Sequence[int], check: ActionCheck, clock: Clock
+        self, call: Call, observations: Sequence[Sample], order: Sequence[int], check: ActionCheck, clock: Clock
     ) -> None:
         self.call = call
         self.observations = observations
@@ -167,7 +170,7 @@ class _Calls:
 
 
 def _difference(
-    observations: Sequence[Observation], expected: Sequence[Array] | None, tolerance: float | Difference | None
+    observations: Sequence[Sample], expected: Sequence[Array] | None, tolerance: float | Difference | None
 ) -> Difference:
     if not observations:
         raise InputError("no observations to measure with")

@@ -19,6 +19,7 @@ class Evidence:
     paced: Paced
     back_to_back: BackToBack
     governor: str | None
+    warmed: int
     stable: bool
     observations: int
     overhead_us: float
@@ -55,7 +56,7 @@ def _doubts(evidence: Evidence) -> list[str]:
     if evidence.actions_checked == 0:
         reasons.append("actions not checked: no expected actions given")
     if not evidence.stable:
-        reasons.append("warm-up did not become stable")
+        reasons.append(f"warm-up did not become stable in {evidence.warmed} calls")
     if evidence.governor not in (None, "performance"):
         reasons.append(f"clocks not locked: governor {evidence.governor}")
     if evidence.others_cpu_share is not None and evidence.others_cpu_share > BUSY_SHARE:

@@ -24,20 +24,29 @@ class Cost:
     macs_of: Mapping[str, int]
 
 
-def measure_cost(module: nn.Module, components: Examples) -> Cost:
+def measure_cost(module: nn.Module, components: Examples, wrappers: Mapping[str, nn.Module] | None = None) -> Cost:
     """Counts what `components` cost on their examples; `module` is in eval mode.
+
+    A component that is no module of the network but wraps parts of it is among the `wrappers`, by its name in
+    `components`; its layers count under their paths in `module`, over all components that call them.
 
     MACs are half the FLOPs of `torch.utils.flop_counter`: convolutions and matrix products, an LSTM by its gates;
     activations, norms and pooling count nothing. Raises StageError where a component cannot run its example.
     """
     macs_of: dict[str, int] = {}
     total = 0
+    paths = {id(child): path for path, child in module.named_modules()}
     for path, inputs in components.items():
-        counts = _component_macs(component_at(module, path), inputs, path)
+        wrapper = (wrappers or {}).get(path)
+        component = wrapper or component_at(module, path)
+        counts = _component_macs(component, inputs, path)
         total += counts.pop("Global", 0)
         for name, macs in counts.items():
             inside = name.partition(".")[2]  # the counter starts every name with the root's class
-            macs_of[".".join(part for part in (path, inside) if part)] = macs
+            place = ".".join(part for part in (path, inside) if part)
+            if wrapper is not None:
+                place = paths.get(id(wrapper.get_submodule(inside)), place)
+            macs_of[place] = macs_of.get(place, 0) + macs
     parameters_of = {path: sum(p.numel() for p in child.parameters()) for path, child in module.named_modules()}
     return Cost(parameters_of[""], total, parameters_of, macs_of)
 

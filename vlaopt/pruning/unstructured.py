@@ -24,6 +24,7 @@ def prune_weights(
     rules: Sequence[ScopeAmount],
     *,
     components: Examples,
+    wrappers: Mapping[str, nn.Module] | None = None,
     exclude: Sequence[str] = (),
     ranking: Ranking = "per-layer",
 ) -> tuple[Network, PruneReport]:
@@ -33,7 +34,7 @@ def prune_weights(
     (`language.lstm.weight_hh_l0`) or by a module above it; biases and norms are never touched. "per-layer" ranks every
     tensor by itself; "global" ranks together all tensors of which the same amount is asked. Of equal magnitudes the
     earlier weight goes first. Shapes, dtypes and the state dict's keys stay; a tensor shared by two layers is pruned
-    once, under its first name.
+    once, under its first name. `components` and `wrappers` are for the costs: see `measure_cost`.
 
     Raises InputError for a scope that matches nothing, for a weight with NaN or Inf, and for a tensor that would become
     all zeros, each by name.
@@ -51,7 +52,8 @@ def prune_weights(
         for path, mask in masks.items():
             chosen[path].masked_fill_(~mask, 0.0)
 
-    cost = measure_cost(pruned, components)
+    # Zeros cost what other weights cost, so the network that wrappers call may stand for its copy.
+    cost = measure_cost(network if wrappers else pruned, components, wrappers)
     restore_modes(pruned, network)
     layers = tuple(_layer_report(path, asked[path], before[path], chosen[path], cost) for path in asked)
     total = sum(weight.numel() for weight in chosen.values())

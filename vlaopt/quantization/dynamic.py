@@ -10,6 +10,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from vlaopt.errors import StageError
+from vlaopt.graph.external import array
 from vlaopt.graph.topology import constants, tensor_names, unique
 from vlaopt.quantization.placement import checked, drop_unused
 from vlaopt.quantization.plan import ComponentPlan, WeightScales
@@ -17,18 +18,20 @@ from vlaopt.quantization.weights import Layer, attribute, layers, quantize_weigh
 from vlaopt.tensors import Array
 
 
-def write_dynamic(model: ModelProto, plan: ComponentPlan, *, weights: WeightScales = "per-channel") -> ModelProto:
+def write_dynamic(
+    model: ModelProto, plan: ComponentPlan, data: bytes = b"", *, weights: WeightScales = "per-channel"
+) -> ModelProto:
     """The graph with the plan's `int8-dynamic` nodes in integers; its other nodes as they are.
 
-    A tensor is quantized once however many nodes take it. The integer product keeps its node's name. Raises StageError
-    when the plan names a node that has no dynamic form in `model`.
+    `data` is where the weights lie that are not in `model`. A tensor is quantized once however many nodes take it. The
+    integer product keeps its node's name. Raises StageError when the plan names a node that has no dynamic form.
     """
     known = layers(model)
     chosen = {name: known.get(name) for name in plan.named("int8-dynamic")}
     for name, layer in chosen.items():
         if layer is None or layer.activation is None or layer.obstacle or layer.node.op_type == "Conv":
             raise StageError(f"the plan wants dynamic int8 of {name!r}, which has no such form in this graph")
-    writer = _Writer(model, weights)
+    writer = _Writer(model, data, weights)
     for node in model.graph.node:
         layer = chosen.get(node.name)
         if layer:
@@ -39,7 +42,8 @@ def write_dynamic(model: ModelProto, plan: ComponentPlan, *, weights: WeightScal
 
 
 class _Writer:
-    def __init__(self, model: ModelProto, weights: WeightScales) -> None:
+    def __init__(self, model: ModelProto, data: bytes, weights: WeightScales) -> None:
+        self._data = data
         self._model = ModelProto()
         self._model.CopyFrom(model)
         self._constants = constants(model.graph)
@@ -75,7 +79,7 @@ class _Writer:
         del self._model.graph.node[:]
         self._model.graph.node.extend(copies)
         drop_unused(self._model.graph)
-        return checked(self._model)
+        return checked(self._model, self._data)
 
     def _activation(self, tensor: str) -> tuple[str, str, str]:
         if tensor not in self._quantized:
@@ -91,7 +95,7 @@ class _Writer:
         """Codes as MatMulInteger takes them, [inputs, outputs], and their scales, [outputs] or one."""
         key = tensor, transposed
         if key not in self._weights:
-            values = numpy_helper.to_array(self._constants[tensor])
+            values = array(self._constants[tensor], self._data)
             values = values.T if transposed else values
             codes, scale = quantize_weight(values, 1 if self._per_channel else None)
             names = self._constant(f"{tensor}_quantized", codes), self._constant(f"{tensor}_scale", scale)

@@ -17,6 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from vlaopt.errors import InputError, StageError
 from vlaopt.graph.check import check
+from vlaopt.graph.external import array
 from vlaopt.graph.naming import tidy
 from vlaopt.graph.topology import constants, consumers, tensor_names, unique
 from vlaopt.quantization.plan import ComponentPlan, WeightScales
@@ -30,14 +31,20 @@ _BIAS_LIMIT = 2.0**30
 
 
 def write_qdq(
-    model: ModelProto, plan: ComponentPlan, *, activations: Activations, weights: WeightScales = "per-channel"
+    model: ModelProto,
+    plan: ComponentPlan,
+    data: bytes = b"",
+    *,
+    activations: Activations,
+    weights: WeightScales = "per-channel",
 ) -> ModelProto:
     """The graph with the plan's `int8` and `int8-weights` nodes between Q/DQ nodes; its other nodes as they are.
 
-    `model` is the FP32 graph that the plan was made for. A tensor is quantized once however many nodes take it. Raises
-    StageError when the plan names a node that the graph lacks, or lacks the range of an activation.
+    `model` is the FP32 graph that the plan was made for, `data` where the weights lie that are not in it. A tensor is
+    quantized once however many nodes take it. Raises StageError when the plan names a node that the graph lacks, or
+    lacks the range of an activation.
     """
-    return _Writer(model, plan, activations, weights).write()
+    return _Writer(model, data, plan, activations, weights).write()
 
 
 def activation_parameters(low: float, high: float, activations: Activations) -> tuple[Array, Array]:
@@ -52,7 +59,10 @@ def activation_parameters(low: float, high: float, activations: Activations) -> 
 class _Writer:
     """One graph being written. Nodes are collected in `_nodes` in an order that stays topological."""
 
-    def __init__(self, model: ModelProto, plan: ComponentPlan, activations: Activations, weights: WeightScales) -> None:
+    def __init__(
+        self, model: ModelProto, data: bytes, plan: ComponentPlan, activations: Activations, weights: WeightScales
+    ) -> None:
+        self._data = data
         self._model = ModelProto()
         self._model.CopyFrom(model)
         self._graph = self._model.graph
@@ -116,7 +126,7 @@ class _Writer:
 
     def _weight(self, weight: Weight, floor: Array | float) -> tuple[str, Array]:
         """The dequantized weight's tensor and its scales; one for all nodes that share it with equal scales."""
-        values = numpy_helper.to_array(self._constants[weight.tensor])
+        values = array(self._constants[weight.tensor], self._data)
         axis = weight.axis if self._per_channel else None
         codes, scale = quantize_weight(values, axis, floor if self._per_channel else float(np.max(floor)))
         key = (weight.tensor, weight.axis, scale.tobytes())
@@ -135,7 +145,7 @@ class _Writer:
         """A constant bias with one value per output, which alone can be int32."""
         if len(node.input) < 3 or node.input[2] not in self._constants:
             return None
-        values: Array = numpy_helper.to_array(self._constants[node.input[2]])
+        values = array(self._constants[node.input[2]], self._data)
         weight = self._layers[node.name].weights[0]
         outputs = self._constants[weight.tensor].dims[weight.axis]
         return values if values.shape == (outputs,) else None
@@ -168,7 +178,7 @@ class _Writer:
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
         drop_unused(self._graph)
-        return checked(self._model)
+        return checked(self._model, self._data)
 
 
 def drop_unused(graph: GraphProto) -> None:
@@ -183,11 +193,11 @@ def drop_unused(graph: GraphProto) -> None:
         field.extend(copies)
 
 
-def checked(model: ModelProto) -> ModelProto:
-    """`model` in canonical bytes. Raises StageError when it is not valid ONNX."""
+def checked(model: ModelProto, data: bytes) -> ModelProto:
+    """`model` itself in canonical form. Raises StageError when it is not valid ONNX."""
     result = tidy(model)
     try:
-        check(result, domains={node.domain for node in result.graph.node})
+        check(result, data, domains={node.domain for node in result.graph.node})
     except InputError as error:
         raise StageError(f"quantized into a graph that is {error.message}") from error
     return result

@@ -9,9 +9,10 @@ import pydantic
 from onnx import ModelProto
 from pydantic import BaseModel, ConfigDict, Field
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.errors import InputError
 from vlaopt.graph.scopes import covers_node, node_path
-from vlaopt.hashing import canonical_json, digest_bytes
+from vlaopt.hashing import canonical_json
 from vlaopt.quantization.calibrators import CalibratorName, Range
 from vlaopt.quantization.weights import Layer, layers, quantized_outputs
 from vlaopt.scopes import nearest
@@ -111,10 +112,10 @@ def calibrated_tensors(model: ModelProto, nodes: Mapping[str, NodePlan]) -> list
     return [name for name in order if name in tensors]
 
 
-def component_plan(graph: bytes, nodes: Mapping[str, NodePlan], ranges: Mapping[str, Range]) -> ComponentPlan:
-    """The plan of one component from its parts. `graph` is the serialised graph that it was made for."""
+def component_plan(graph: Graph, nodes: Mapping[str, NodePlan], ranges: Mapping[str, Range]) -> ComponentPlan:
+    """The plan of one component from its parts. `graph` is the one that it was made for."""
     return ComponentPlan(
-        graph_digest=digest_bytes(graph),
+        graph_digest=graph.digest,
         nodes=dict(nodes),
         ranges={name: (found.low, found.high) for name, found in ranges.items()},
     )

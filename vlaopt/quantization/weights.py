@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
+from vlaopt.graph.external import light
 from vlaopt.graph.topology import constants, consumers
 from vlaopt.tensors import Array
 
@@ -61,7 +62,7 @@ def layers(model: ModelProto) -> dict[str, Layer]:
         for name, tensor in constants(model.graph).items()
         if tensor.data_type == onnx.TensorProto.FLOAT
     }
-    shapes = _shapes(model.graph) | _shapes(onnx.shape_inference.infer_shapes(model).graph) | stored
+    shapes = _shapes(model.graph) | _shapes(onnx.shape_inference.infer_shapes(light(model)).graph) | stored
     found = (_layer(node, stored, shapes) for node in model.graph.node)
     return {layer.node.name: layer for layer in found if layer}
 

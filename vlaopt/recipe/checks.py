@@ -74,6 +74,7 @@ def leaves_folder(target: str) -> Finding | None:
 
 def _named_paths(recipe: RecipeFile) -> Iterator[tuple[KeyPath, str]]:
     yield ("policy", "checkpoint"), recipe.policy.checkpoint
+    yield from ((("policy", "hub_overrides", field), path) for field, path in recipe.policy.hub_overrides.items())
     if recipe.calibration is not None:
         yield ("calibration", "path"), recipe.calibration.path
     if recipe.prune.recovery is not None:

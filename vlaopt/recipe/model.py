@@ -21,6 +21,7 @@ BUILT_SCHEMES: tuple[Scheme, ...] = ("none", "int8", "int8-dynamic")
 """The schemes that this version of vlaopt writes."""
 
 Limit = Annotated[float, Field(ge=0)]
+Scalar = bool | int | float | str | None
 TargetT = TypeVar("TargetT")
 
 
@@ -33,6 +34,9 @@ class Policy(Section):
         default={},
         description="Local folders in place of what the policy would fetch from a hub, by its config's field.",
     )
+    config_overrides: dict[Text, Scalar | Many[Scalar]] = Field(
+        default={}, description="Other values for fields of the checkpoint's config, such as `num_inference_steps`."
+    )
 
 
 class Calibration(Section):
@@ -40,7 +44,7 @@ class Calibration(Section):
 
     path: PathText = Field(description="Folder of the calibration set, relative to the recipe.")
     samples: Annotated[int, Field(ge=8)] = Field(
-        default=256, description="How many of its samples to use, spread evenly."
+        default=256, description="How many of its samples the policy is captured on, spread evenly."
     )
 
 
@@ -167,7 +171,9 @@ class Accept(Section):
     """The limits of the gates. A result beyond one of them fails the build."""
 
     parity: Annotated[float, Field(gt=0)] = Field(
-        default=1e-4, description="Largest |FP32 ONNX - eager| of a normalised action."
+        default=1e-4,
+        description="Largest |FP32 ONNX - eager| of a normalised action and, relative to its largest value where that "
+        "is above 1, of every tensor that a component takes or gives.",
     )
     action_error: ActionError = Field(
         default=ActionError(), description="Action error, in standard deviations of each degree of freedom."

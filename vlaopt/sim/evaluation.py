@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlaopt.errors import InputError
 from vlaopt.progress import Progress, Silent, track
-from vlaopt.sim.metaworld import Observation, Scene, episode_seed
+from vlaopt.sim.metaworld import Observation, Scene, Split, episode_seed
 from vlaopt.sim.tasks import Phrasings, Task, tasks_named
 
 
@@ -84,12 +84,14 @@ def evaluate(
     episodes: int = 25,
     seed: int = 0,
     phrasings: Phrasings = "held-out",
+    split: Split = "evaluation",
     max_steps: int | None = None,
     progress: Progress | None = None,
 ) -> EvaluationRecord:
     """Run `episodes` episodes of every task (all for None) and count successes.
 
-    Episode i of a task has the same start and instruction for every policy, and none that training has seen.
+    Episode i of a task has the same start and instruction for every policy; in the split `evaluation`, none that
+    training has seen.
     Success is Meta-World's own, at any step within `max_steps` (the task's own limit for None).
     Raises InputError for an unknown task or fewer than one episode, EnvironmentProblem without Meta-World.
     """
@@ -102,8 +104,10 @@ def evaluate(
         with Scene(task) as scene:
             limit = max_steps or task.max_steps
             rounds = track(progress or Silent(), f"evaluate {task.name}", range(episodes), episodes)
-            runs = [_episode(timer, scene, task, seed, index, phrasings, limit) for index in rounds]
-        results.append(_result(task, seed, runs))
+            seeds = [episode_seed(split, seed, task.name, index) for index in range(episodes)]
+            texts = task.phrasings(phrasings)
+            runs = [_episode(timer, scene, seeds[index], texts[index % len(texts)], limit) for index in rounds]
+        results.append(_result(task, seeds, runs))
     successes, total = sum(result.successes for result in results), episodes * len(results)
     return EvaluationRecord(
         seed=seed,
@@ -117,27 +121,24 @@ def evaluate(
     )
 
 
-def _episode(
-    timer: _Timer, scene: Scene, task: Task, seed: int, index: int, phrasings: Phrasings, max_steps: int
-) -> int | None:
-    """Steps to success, or None. Instructions take turns over the episodes."""
-    texts = task.phrasings(phrasings)
-    scene.reset(episode_seed("evaluation", seed, task.name, index))
+def _episode(timer: _Timer, scene: Scene, seed: int, instruction: str, max_steps: int) -> int | None:
+    """Steps to success, or None."""
+    scene.reset(seed)
     timer.policy.reset()
     for step in range(1, max_steps + 1):
-        if scene.step(timer.predict(scene, texts[index % len(texts)])):
+        if scene.step(timer.predict(scene, instruction)):
             return step
     return None
 
 
-def _result(task: Task, seed: int, runs: Sequence[int | None]) -> TaskResult:
+def _result(task: Task, seeds: Sequence[int], runs: Sequence[int | None]) -> TaskResult:
     steps = [run for run in runs if run is not None]
     return TaskResult(
         task=task.name,
         successes=len(steps),
         episodes=len(runs),
         interval=wilson_interval(len(steps), len(runs)),
-        seeds=tuple(episode_seed("evaluation", seed, task.name, index) for index in range(len(runs))),
+        seeds=tuple(seeds),
         succeeded=tuple(run is not None for run in runs),
         mean_steps=sum(steps) / len(steps) if steps else None,
     )

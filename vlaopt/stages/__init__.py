@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlaopt.artifact.artifact import Artifact, Draft
+from vlaopt.artifact.policy_spec import PolicySpec
 from vlaopt.benchmark.actions import ActionError, Limit, compare_actions
 from vlaopt.benchmark.environment import machine_key
 from vlaopt.calibration import CalibrationSet
 from vlaopt.calibration.card import CARD
 from vlaopt.errors import GateError, InputError
-from vlaopt.hashing import digest_tree
-from vlaopt.optional import installed_version
+from vlaopt.hashing import digest_file, digest_json, digest_tree
+from vlaopt.optional import installed_version, plugin_sources
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Accept, Recipe
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.policy import Policy
+from vlaopt.tensors import Array
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,26 @@ class Stage:
         }
 
     def outside(self, recipe: Recipe) -> dict[str, str]:
-        """The digests of what is read from outside the artifact, by the key that names it in the recipe."""
+        """The digests of what is read from outside the artifact, by the key that names it in the recipe.
+
+        The code of an adapter that another package brings is among it: whoever writes one changes it often.
+        """
         found = {}
         for place in self.paths:
             section, _, key = place.rpartition(".")
             holder = operator.attrgetter(section)(recipe)
-            path = getattr(holder, key) if holder is not None else None
-            if path is not None:
-                located = recipe.locate(path)
-                is_set = (located / CARD).is_file()
-                found[place] = CalibrationSet.open(located).digest if is_set else digest_tree(located)
+            value = getattr(holder, key) if holder is not None else None
+            paths = (
+                {f"{place}.{name}": path for name, path in value.items()} if isinstance(value, dict) else {place: value}
+            )
+            for name, path in paths.items():
+                if path is not None:
+                    located = recipe.locate(path)
+                    is_set = (located / CARD).is_file()
+                    found[name] = CalibrationSet.open(located).digest if is_set else digest_tree(located)
+        adapter = plugin_sources("vlaopt.policies", recipe.policy.type) if "policy" in self.values else {}
+        if adapter:
+            found["policy.type"] = digest_json({name: digest_file(path)[1] for name, path in adapter.items()})
         return found
 
     def requires(self, source: Artifact | None) -> None:
@@ -96,28 +108,38 @@ class Stage:
 STAGES = (
     Stage(
         "export",
-        version=1,
-        values=("policy", "export", "verify.observations", "verify.samples"),
-        paths=("policy.checkpoint", "calibration.path", "verify.observations"),
-        tools=("torch", "onnx", "onnxscript", "onnxruntime", "numpy"),
+        version=2,
+        values=("policy", "export", "calibration", "verify.observations", "verify.samples"),
+        paths=("policy.checkpoint", "policy.hub_overrides", "calibration.path", "verify.observations"),
+        tools=("torch", "lerobot", "transformers", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy"),
     ),
     Stage(
         "prune",
-        version=1,
+        version=2,
         values=("policy", "export", "prune"),
-        paths=("prune.recovery.demonstrations",),
-        tools=("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy"),
+        paths=("policy.hub_overrides", "calibration.path", "verify.observations", "prune.recovery.demonstrations"),
+        tools=(
+            "torch",
+            "torch-pruning",
+            "lerobot",
+            "transformers",
+            "diffusers",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "numpy",
+        ),
     ),
     Stage(
         "quantize",
-        version=1,
+        version=2,
         values=("quantize", "calibration"),
         paths=("calibration.path",),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
     ),
     Stage(
         "onnx",
-        version=1,
+        version=2,
         values=("onnx",),
         target_values=("activations",),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
@@ -176,26 +198,24 @@ def get(name: str) -> Stage:
 
 def golden_error(policy: Policy, golden: Golden, progress: Progress, label: str) -> ActionError:
     """The action error of `policy` on golden data."""
+    actions = golden_actions(policy, golden, progress, label)
+    return error_of(policy.spec, policy.processors.action_std(), actions, golden.actions)
+
+
+def golden_actions(policy: Policy, golden: Golden, progress: Progress, label: str) -> Array:
+    """What `policy` does on golden data, [samples, chunk, action_dim]."""
     with progress.task(label, len(golden.observations)) as task:
 
         def predict(observation: Mapping[str, Any], noise: Any) -> Any:
             task.advance()
             return policy.predict_chunk(observation, noise)
 
-        actions = golden.run(predict)
-    return error_of(policy, actions, golden.actions)
+        return golden.run(predict)
 
 
-def error_of(policy: Policy, actions: Any, reference: Any) -> ActionError:
-    """The action error of chunks that `policy` gave."""
-    spec = policy.spec
-    return compare_actions(
-        actions,
-        reference,
-        std=policy.processors.action_std(),
-        n_action_steps=spec.chunk.n_action_steps,
-        gripper=spec.gripper,
-    )
+def error_of(spec: PolicySpec, std: Array, actions: Array, reference: Array) -> ActionError:
+    """The action error of chunks, in units of `std`, the standard deviations of each action."""
+    return compare_actions(actions, reference, std=std, n_action_steps=spec.chunk.n_action_steps, gripper=spec.gripper)
 
 
 def limits(error: ActionError, accept: Accept) -> list[Limit]:

@@ -15,7 +15,7 @@ from vlaopt.benchmark.record import BenchRecord, BenchSettings, Subject
 from vlaopt.hashing import digest_bytes
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
-from vlaopt.runtime.golden import ACTIONS, Golden
+from vlaopt.runtime.golden import ACTIONS, Golden, of_sample
 from vlaopt.runtime.policy import open_artifact, why_not_here
 from vlaopt.tensors import Array
 
@@ -45,7 +45,7 @@ def bench_artifact(
     tolerance: float | None = None,
     backend: str | None = None,
 ) -> BenchRecord:
-    """Measure the artifact on its golden observations, its actions checked while the clock runs.
+    """Measure the artifact on its golden observations and noise, its actions checked while the clock runs.
 
     `tolerance` is the largest error of one action, in standard deviations; without one, a chunk may be off by twice
     the worst error found by `verify` or by 1e-3.
@@ -53,7 +53,7 @@ def bench_artifact(
     golden = Golden.of(artifact)
     started = time.perf_counter()
     policy = open_artifact(artifact, backend=backend)
-    policy.predict_chunk(golden.observations[0])
+    policy.predict_chunk(*golden.samples[0])
     cold_start_ms = (time.perf_counter() - started) * 1e3
     limit = tolerance if tolerance is not None else _worst(artifact)
     std = policy.processors.action_std()
@@ -65,8 +65,8 @@ def bench_artifact(
     libraries = {policy.backend: backends.get(policy.backend).version()}
     with progress.task(f"measuring at {settings.hz:g} Hz for {settings.duration_s:g} s, then back-to-back"):
         return measure(
-            policy.predict_chunk,
-            golden.observations,
+            of_sample(policy.predict_chunk),
+            golden.samples,
             settings=settings,
             expected=list(golden.actions),
             tolerance=difference,

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
 
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, component_path, plain_path
-from vlaopt.backends import Backend, Engine, EngineOptions, Session
+from vlaopt.backends import Backend, Engine, EngineOptions, Session, Value
 from vlaopt.benchmark.actions import ActionError
 from vlaopt.benchmark.compare import interleave
+from vlaopt.benchmark.statistics import median
 from vlaopt.errors import EnvironmentProblem, StageError, VlaoptError
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
-from vlaopt.runtime.golden import Golden
+from vlaopt.runtime.golden import Golden, Sample, of_sample
 from vlaopt.runtime.policy import Policy, assemble
 from vlaopt.stages import golden_error, hold, limits
 from vlaopt.target import Target
-from vlaopt.tensors import Array
 
 Variant = Literal["plain", "quantized"]
 ROUNDS, ITERATIONS = 10, 10
@@ -80,7 +78,7 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
         _write(draft, chosen.backend, machine_of(target), options, chosen.components)
         for name, built in chosen.components.items():
             if built.variant == "plain" and source.has(plain_path(name)):
-                draft.write(component_path(name), source.read(plain_path(name)), "component")
+                draft.write_graph(component_path(name), source.graph(plain_path(name)), "component")
         draft.metrics["engine"] |= {**others, "action_error": chosen.error.to_json()}
     else:
         components = _build_only(source, backends.get(usable[0]), options, progress)
@@ -146,11 +144,13 @@ def _choose(
         )
     if not good:
         raise StageError("no backend built an engine: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
-    calls: dict[str, Callable[[Mapping[str, Any]], object]] = {
-        candidate.backend: candidate.policy.predict_chunk for candidate in good
-    }
-    samples = interleave(calls, golden.observations, rounds=ROUNDS, iterations_per_round=ITERATIONS)
-    latencies = {name: round(float(np.median(times)), 4) for name, times in samples.items()}
+    turns = interleave(
+        {candidate.backend: of_sample(candidate.policy.predict_chunk) for candidate in good},
+        golden.samples,
+        rounds=ROUNDS,
+        iterations_per_round=ITERATIONS,
+    )
+    latencies = {candidate.backend: turns.median_ms(candidate.backend) for candidate in good}
     chosen = good[0]
     for candidate in good[1:]:
         if latencies[chosen.backend] > PREFERENCE * latencies[candidate.backend]:
@@ -170,13 +170,15 @@ def _candidate(
         for component in spec.order():
             forms[component] = _forms(recipe, source, component, library, options)
             task.advance()
-    with progress.task(f"measuring components on {name}"):
-        times = _component_times(source, forms, name, golden)
+    times: Mapping[str, Mapping[Variant, float]] = {}
+    if any("quantized" in found for found in forms.values()):
+        with progress.task(f"measuring components on {name}"):
+            times = _component_times(source, forms, name, golden)
     components = {}
     for component, found in forms.items():
         planned = source.manifest.metrics["onnx"]["int8_layers"].get(component, 0)
         needed = recipe.engine.minimum_speedup if planned else SIZE_ONLY_SLOWEST
-        components[component] = _decide(found, times[component], needed)
+        components[component] = _decide(found, times.get(component, {}), needed)
     policy = assemble(source, {key: built.session for key, built in components.items() if built.session}, backend=name)
     return Candidate(name, components, policy, golden_error(policy, golden, progress, f"verifying on {name}"))
 
@@ -185,7 +187,7 @@ def _forms(
     recipe: Recipe, source: Artifact, component: str, library: Backend, options: EngineOptions
 ) -> dict[Variant, Form]:
     """A component compiled as it may ship. Raises StageError when the backend ignores the planned precision."""
-    main = library.build(source.read(component_path(component)), options)
+    main = library.build(source.graph(component_path(component)), options)
     if not source.has(plain_path(component)):
         return {"plain": Form(main, library.open(main.files, options))}
     planned = source.manifest.metrics["onnx"]["int8_layers"].get(component, 0)
@@ -195,7 +197,7 @@ def _forms(
             f"{library.name} runs {achieved} layers of {component} in int8, {planned} were planned",
             hint="name another engine.backend, keep the scope in fp32, or allow it (engine.allow_shortfall)",
         )
-    plain = library.build(source.read(plain_path(component)), options)
+    plain = library.build(source.graph(plain_path(component)), options)
     return {
         "plain": Form(plain, library.open(plain.files, options)),
         "quantized": Form(main, library.open(main.files, options)),
@@ -208,14 +210,15 @@ def _component_times(
     """Median milliseconds of every component in both forms, inside the whole policy: alone, its weights would stay in
     the processor's cache as they never do on a robot."""
     watched: dict[Variant, dict[str, _Timed]] = {}
-    calls: dict[str, Callable[[Mapping[str, Any]], object]] = {}
+    calls: dict[str, Callable[[Sample], object]] = {}
     variants: tuple[Variant, ...] = ("plain", "quantized")
     for variant in variants:
         watched[variant] = {name: _Timed(found.get(variant, found["plain"]).session) for name, found in forms.items()}
-        calls[variant] = assemble(source, watched[variant], backend=backend).predict_chunk
-    interleave(calls, golden.observations, rounds=ROUNDS, iterations_per_round=ITERATIONS)
+        calls[variant] = of_sample(assemble(source, watched[variant], backend=backend).predict_chunk)
+    turns = interleave(calls, golden.samples, rounds=ROUNDS, iterations_per_round=ITERATIONS)
     return {
-        name: {variant: float(np.median(watched[variant][name].times_ms)) for variant in variants} for name in forms
+        name: {variant: watched[variant][name].median_ms(turns.warmups[variant], turns.count) for variant in variants}
+        for name in forms
     }
 
 
@@ -239,13 +242,18 @@ class _Timed:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.inputs, self.outputs = session.inputs, session.outputs
-        self.times_ms: list[float] = []
+        self._times_ms: list[float] = []
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Value], resident: Collection[str] = ()) -> dict[str, Any]:
         started = time.perf_counter_ns()
-        outputs = self._session.run(feeds)
-        self.times_ms.append((time.perf_counter_ns() - started) / 1e6)
+        outputs = self._session.run(feeds, resident)
+        self._times_ms.append((time.perf_counter_ns() - started) / 1e6)
         return outputs
+
+    def median_ms(self, warmups: int, measured: int) -> float:
+        """The median of its calls in the `measured` chunks that came after `warmups`."""
+        first = len(self._times_ms) * warmups // (warmups + measured)
+        return median(self._times_ms[first:])
 
 
 def _build_only(source: Artifact, library: Backend, options: EngineOptions, progress: Progress) -> dict[str, Built]:
@@ -254,7 +262,7 @@ def _build_only(source: Artifact, library: Backend, options: EngineOptions, prog
     names = source.spec().components
     with progress.task(f"building for {library.name}", len(names)) as task:
         for name in names:
-            engine = library.build(source.read(component_path(name)), options)
+            engine = library.build(source.graph(component_path(name)), options)
             if source.has(plain_path(name)):
                 components[name] = Built("quantized", "not run here: its speed is measured on the target", engine, None)
             else:

@@ -1,97 +1,115 @@
-"""export: a checkpoint becomes FP32 ONNX components, a PolicySpec and golden data, each compared with eager."""
+"""export: a checkpoint becomes FP32 ONNX components, a PolicySpec, a capture and golden data, compared with eager."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Any
 
 import numpy as np
 
 from vlaopt import policies
 from vlaopt.artifact.artifact import SPEC_PATH, Artifact, Draft
 from vlaopt.artifact.manifest import component_path
+from vlaopt.benchmark.actions import Limit
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
+from vlaopt.memory import give_back
 from vlaopt.policies import EagerPolicy
-from vlaopt.policies.portable import export_components, open_portable, record
+from vlaopt.policies.capturing import capture, draw_noises
+from vlaopt.policies.noise_law import UNLIKELY, LawCheck, check_law
+from vlaopt.policies.portable import export_components, first_inputs, open_compared
 from vlaopt.progress import Progress, track
 from vlaopt.recipe.model import Recipe
-from vlaopt.runtime.golden import HELD_OUT, Golden
-from vlaopt.runtime.loop import draw_noise
-from vlaopt.stages import golden_error
-from vlaopt.tensors import Array, pack
+from vlaopt.runtime.capture import Capture, CaptureIndex
+from vlaopt.runtime.golden import HELD_OUT
+from vlaopt.runtime.policy import Policy
+from vlaopt.runtime.processors import Processors
+from vlaopt.stages import golden_error, hold
+from vlaopt.tensors import pack
 
-NOISE_SEED = 0
+REPORT = "reports/export.json"
 
 
 def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
-    adapter = policies.get(recipe.policy.type)
-    eager = adapter.load(recipe.locate(recipe.policy.checkpoint), recipe.policy.hub_overrides)
-    golden, inputs = _record_golden(recipe, eager, progress)
-    recordings = record(eager, golden.observations[0], None if golden.noise is None else golden.noise[0])
-    graphs = export_components(eager, recordings, opset=recipe.export.opset, progress=progress)
-
-    draft.write_json(SPEC_PATH, eager.spec, "policy")
+    eager = policies.load(recipe)
+    spec = eager.spec
+    observations, index = _wanted(recipe)
+    law = check_law(eager, observations.observation(index.rows[0]))
+    if law:
+        _hold_law(law, draft)
+    draft.write_json(SPEC_PATH, spec, "policy")
     for name, data in eager.assets().items():
         draft.write(f"policy/{name}", data, "policy")
-    for name, data in eager.checkpoint().items():
-        draft.write(f"weights/{name}", data, "weights")
-    for path, data in golden.files(inputs).items():
+    draft.write_folder("weights", eager.save, "weights")
+    captured = capture(eager, observations, index, lambda path, data: draft.write(path, data, "capture"), progress)
+    recorded = Capture.read(spec, draft.read)
+    for path, data in captured.golden.files(captured.inputs).items():
         draft.write(path, data, "golden")
-    for name, graph in graphs.items():
-        draft.write(component_path(name), graph, "component")
     if recipe.verify.observations:
         held_out = CalibrationSet.open(recipe.locate(recipe.verify.observations))
         draft.write(HELD_OUT, _record_held_out(held_out, recipe.verify.samples, eager, progress), "golden")
 
-    policy, differences = open_portable(eager, graphs, recordings)
-    error = golden_error(policy, golden, progress, "comparing with eager")
+    size = export_components(
+        eager,
+        first_inputs(recorded, index.golden[0], captured.inputs[0]),
+        lambda name, graph: draft.write_graph(component_path(name), graph, "component"),
+        opset=recipe.export.opset,
+        progress=progress,
+    )
+    del eager
+    give_back()  # its weights make room for the graphs'
+    sessions, parity = open_compared(recorded, captured, lambda name: draft.graph(component_path(name)), progress)
+    processors = Processors(spec, lambda asset: draft.read(f"policy/{asset}"))
+    policy = Policy(spec, processors, sessions, backend="onnxruntime")
+    error = golden_error(policy, captured.golden, progress, "comparing with eager")
     # Of the normalised chunk, so that the limit does not depend on the robot's units.
-    differences["policy"] = error.chunk.max
+    parity["policy"] = error.chunk.max
     draft.metrics["export"] = {
-        "parity": differences,
-        "bytes": sum(map(len, graphs.values())),
+        "parity": {**captured.differences, **parity},
+        "noise": dataclasses.asdict(law) if law else None,
+        "captured": len(index.rows),
+        "bytes": size,
         "action_error": error.to_json(),
     }
-    draft.write_json("reports/export.json", draft.metrics["export"], "report")
+    draft.write_json(REPORT, draft.metrics["export"], "report")
 
 
-def _sets(recipe: Recipe) -> dict[str, str]:
-    """The observation sets that export reads: golden observations come from the calibration set where there is one."""
-    found = {}
+def _wanted(recipe: Recipe) -> tuple[CalibrationSet, CaptureIndex]:
+    """What is captured: the samples that calibrate, or without a calibration set as many of the held-out as golden."""
     if recipe.calibration:
-        found["calibration"] = recipe.calibration.path
-    if recipe.verify.observations:
-        found["held_out"] = recipe.verify.observations
-    if not found:
+        path, count = recipe.calibration.path, recipe.calibration.samples
+    elif recipe.verify.observations:
+        path, count = recipe.verify.observations, recipe.export.golden_samples
+    else:
         raise InputError(
             "no observations to record golden actions on",
             where=f"{recipe.path}:calibration",
             hint="name a calibration set (calibration.path) or held-out observations (verify.observations)",
         )
-    return found
-
-
-def _record_golden(recipe: Recipe, eager: EagerPolicy, progress: Progress) -> tuple[Golden, list[dict[str, Array]]]:
-    path = next(iter(_sets(recipe).values()))
     observations = CalibrationSet.open(recipe.locate(path))
-    rows = observations.subset(recipe.export.golden_samples, 0)
-    generator = np.random.default_rng(NOISE_SEED)
-    noises: list[Array | None] = [draw_noise(eager.spec, generator) for _ in rows]
-    samples = [observations.observation(row) for row in rows]
-    actions, inputs = [], []
-    pairs = zip(samples, noises, strict=True)
-    for sample, noise in track(progress, "recording golden actions", pairs, len(rows)):
-        actions.append(eager.predict_chunk(sample, noise))
-        inputs.append({name: value.numpy() for name, value in eager.preprocess(sample).items()})
-    drawn = [noise for noise in noises if noise is not None]
-    return Golden(tuple(samples), np.stack(actions), np.stack(drawn) if drawn else None), inputs
+    rows = observations.subset(count, 0)
+    golden = min(recipe.export.golden_samples, len(rows))
+    places = tuple(place * len(rows) // golden for place in range(golden))
+    return observations, CaptureIndex(digest=observations.digest, rows=rows, golden=places)
+
+
+def _hold_law(law: LawCheck, draft: Draft) -> None:
+    """Raises GateError for noise that is not of the spec's law, before anything long is done; its report is kept."""
+    draft.write_json(REPORT, {"noise": dataclasses.asdict(law)}, "report")
+    gate = Limit("unlikeliness (−log10 p)", law.unlikeliness, UNLIKELY)
+    hold(
+        [gate],
+        what=f"noise law of {law.component}: the spec says {law.spec}, the policy draws {law.drawn}",
+        hint="correct the law in the adapter's PolicySpec: with the wrong one the policy fails silently on the robot",
+    )
 
 
 def _record_held_out(observations: CalibrationSet, samples: int, eager: EagerPolicy, progress: Progress) -> bytes:
     """Reference actions on held-out observations: rows of the set, and [rows, chunk, action_dim]."""
     rows = observations.subset(samples, 0)
-    generator = np.random.default_rng(NOISE_SEED)
     actions = []
-    recorded: dict[str, Array] = {"rows": np.asarray(rows, dtype=np.int64)}
-    noises = [draw_noise(eager.spec, generator) for _ in rows]
+    recorded: dict[str, Any] = {"rows": np.asarray(rows, dtype=np.int64)}
+    noises = draw_noises(eager.spec, len(rows))
     for row, noise in track(progress, "recording held-out actions", zip(rows, noises, strict=True), len(rows)):
         actions.append(eager.predict_chunk(observations.observation(row), noise))
     recorded["actions"] = np.stack(actions)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
-from onnx import ModelProto
 
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
+from vlaopt.artifact.graph import Graph
 from vlaopt.artifact.manifest import component_path, plain_path
 from vlaopt.backends import EngineOptions
 from vlaopt.benchmark.actions import ActionError
 from vlaopt.errors import StageError
 from vlaopt.graph.check import check, load
+from vlaopt.graph.external import decode, encode
 from vlaopt.graph.simplify import simplify
-from vlaopt.hashing import digest_bytes
 from vlaopt.progress import Progress
 from vlaopt.quantization.dynamic import write_dynamic
 from vlaopt.quantization.placement import Activations, write_qdq
@@ -22,7 +24,9 @@ from vlaopt.quantization.structure import structural_check
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.policy import assemble
-from vlaopt.stages import golden_error
+from vlaopt.runtime.processors import Processors
+from vlaopt.stages import error_of, golden_actions
+from vlaopt.tensors import Array
 
 PLAN = "policy/quantization.json"
 
@@ -32,34 +36,39 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     draft.carry(source, "policy", "golden", "report")
     plan = QuantizationPlan.from_json(source.read(PLAN), where=PLAN) if source.has(PLAN) else None
     order = source.spec().order()
-    plain: dict[str, bytes] = {}
-    final: dict[str, bytes] = {}
+    size = plain_size = 0
+    rewritten = False
     with progress.task("writing graphs", len(order)) as task:
-        for name in order:
-            model = load(source.read(component_path(name)), where=component_path(name))
-            if recipe.onnx.simplify:
-                model = simplify(model)
-            plain[name] = model.SerializeToString(deterministic=True)
+        for name in order:  # one at a time: they may be large
+            given = source.graph(component_path(name))
+            plain = _plain(given, name, recipe)
+            rewritten = rewritten or plain != given
+            final = plain
             component = plan.components.get(name) if plan else None
-            final[name] = plain[name]
             if plan and component and _quantized(component):
-                final[name] = _write(name, model, plain[name], component, recipe.target.activations, plan.weights)
+                final = _write(name, plain, component, recipe.target.activations, plan.weights)
+                draft.write_graph(plain_path(name), plain, "plain")
+            draft.write_graph(component_path(name), final, "component")
+            size, plain_size = size + final.size, plain_size + plain.size
             task.advance()
-    planned = {name: _int8_layers(plan.components[name]) if plan else 0 for name in order}
-    for name in order:
-        draft.write(component_path(name), final[name], "component")
-        if final[name] != plain[name]:
-            draft.write(plain_path(name), plain[name], "plain")
-    drift, error = _measure(source, plain, final, progress)
+    drift, error = _measure(source, draft, rewritten, progress)
     draft.metrics["onnx"] = {
-        "bytes": sum(map(len, final.values())),
-        "plain_bytes": sum(map(len, plain.values())),
-        "int8_layers": planned,
+        "bytes": size,
+        "plain_bytes": plain_size,
+        "int8_layers": {name: _int8_layers(plan.components[name]) if plan else 0 for name in order},
         "quantized_nodes": sum(len(_quantized(component)) for component in plan.components.values()) if plan else 0,
         "parity": {"simplified graphs": drift},
         "action_error": error.to_json(),
     }
     draft.write_json("reports/onnx.json", draft.metrics["onnx"], "report")
+
+
+def _plain(graph: Graph, name: str, recipe: Recipe) -> Graph:
+    """The FP32 graph of a component as it ships."""
+    model = load(graph, where=component_path(name))
+    if recipe.onnx.simplify:
+        model = simplify(model, graph.data)
+    return encode(model, name, graph.data)
 
 
 def _quantized(component: ComponentPlan) -> list[str]:
@@ -71,42 +80,38 @@ def _int8_layers(component: ComponentPlan) -> int:
     return len(component.named("int8")) + len(component.named("int8-dynamic"))
 
 
-def _write(
-    name: str,
-    model: ModelProto,
-    plain: bytes,
-    component: ComponentPlan,
-    activations: Activations,
-    weights: WeightScales,
-) -> bytes:
+def _write(name: str, plain: Graph, component: ComponentPlan, activations: Activations, weights: WeightScales) -> Graph:
     """The quantized graph. Raises StageError when the plan is of another graph or nothing came of it."""
-    if digest_bytes(plain) != component.graph_digest:
+    if plain.digest != component.graph_digest:
         raise StageError(f"the quantization plan of {name} was made for another graph", hint="run quantize again")
-    model = write_qdq(model, component, activations=activations, weights=weights)
+    model = write_qdq(decode(plain), component, plain.data, activations=activations, weights=weights)
     if component.named("int8-dynamic"):
-        model = write_dynamic(model, component, weights=weights)
-    check(model, where=component_path(name))
+        model = write_dynamic(model, component, plain.data, weights=weights)
+    check(model, plain.data, where=component_path(name))
     structural_check(model, activations)
-    written: bytes = model.SerializeToString(deterministic=True)
+    written = encode(model, name, plain.data)
     if written == plain:
         raise StageError(f"{name} was to be quantized, but its graph did not change")
     return written
 
 
-def _measure(
-    source: Artifact, plain: dict[str, bytes], final: dict[str, bytes], progress: Progress
-) -> tuple[float, ActionError]:
-    """How far simplification moved the normalised actions at most, and the action error of the final graphs."""
-    library, options = backends.get("onnxruntime"), EngineOptions(threads=1)
-    policies = [
-        assemble(
-            source,
-            {name: library.open({"model.onnx": graph}, options) for name, graph in graphs.items()},
-            backend="onnxruntime",
-        )
-        for graphs in ({name: source.read(component_path(name)) for name in plain}, plain, final)
-    ]
-    golden = Golden.of(source)
-    before, after = (golden.run(policy.predict_chunk) for policy in policies[:2])
-    drift = float((np.abs(before - after) / policies[0].processors.action_std()).max())
-    return drift, golden_error(policies[2], golden, progress, "verifying the final graphs")
+def _measure(source: Artifact, draft: Draft, rewritten: bool, progress: Progress) -> tuple[float, ActionError]:
+    """How far simplification moved the normalised actions at most, and the action error of the final graphs.
+
+    One form is open at a time, and one that equals another is not run again.
+    """
+    golden, spec = Golden.of(source), source.spec()
+    std = Processors(spec, lambda asset: source.read(f"policy/{asset}")).action_std()
+    final = {name: component_path(name) for name in spec.order()}
+    plain = {name: plain_path(name) if draft.has(plain_path(name)) else path for name, path in final.items()}
+
+    def actions(read: Callable[[str], Graph], paths: Mapping[str, str]) -> Array:
+        library, options = backends.get("onnxruntime"), EngineOptions(threads=1)
+        sessions = {name: library.open(read(path).files("model.onnx"), options) for name, path in paths.items()}
+        policy = assemble(source, sessions, backend="onnxruntime")
+        return golden_actions(policy, golden, progress, "verifying the graphs")
+
+    after = actions(draft.graph, plain)
+    before = actions(source.graph, final) if rewritten else after
+    last = after if plain == final else actions(draft.graph, final)
+    return float((np.abs(before - after) / std).max()), error_of(spec, std, last, golden.actions)

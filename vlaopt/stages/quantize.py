@@ -1,20 +1,20 @@
-"""quantize: scales from the calibration set, and which node runs in which precision and why. A plan, no graph."""
+"""quantize: scales from the capture, and which node runs in which precision and why. A plan, no graph."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from onnx import ModelProto
 
-from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
+from vlaopt.artifact.graph import Graph
 from vlaopt.artifact.manifest import component_path
-from vlaopt.artifact.policy_spec import ImageProcessor, NormaliseProcessor, PolicySpec
-from vlaopt.backends import EngineOptions
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
 from vlaopt.graph.check import load
+from vlaopt.graph.external import decode, encode, structure
 from vlaopt.graph.simplify import simplify
 from vlaopt.progress import Progress
 from vlaopt.quantization import calibrators
@@ -28,10 +28,31 @@ from vlaopt.quantization.plan import (
     plan_nodes,
 )
 from vlaopt.recipe.model import Recipe
-from vlaopt.runtime.policy import Policy, assemble
+from vlaopt.runtime.capture import Capture, processed_names
+from vlaopt.runtime.processors import Processors
 from vlaopt.tensors import Array
 
 PLAN = "policy/quantization.json"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration set, the capture of the policy on it, and what gives the tensors that the capture leaves out."""
+
+    observations: CalibrationSet
+    capture: Capture
+    processors: Processors
+
+    def feeds(self, component: str) -> Iterator[tuple[str, Mapping[str, Array]]]:
+        """What the component got in every call on every sample, each with a label; one sample in memory at a time."""
+        takes = {tensor.name for tensor in self.capture.spec.components[component].inputs}
+        processed: Mapping[str, Array] = {}
+        for position, row in enumerate(self.capture.index.rows):
+            if takes & processed_names(self.capture.spec):
+                processed = self.processors.prepare(self.observations.observation(row))
+            calls = self.capture.calls(position, component, processed)
+            for number, call in enumerate(calls):
+                yield f"{row}, step {number}" if len(calls) > 1 else str(row), call.inputs
 
 
 def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
@@ -45,20 +66,23 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
         raise InputError(f"scheme {scheme} is not written by this version", where=f"{recipe.path}:quantize.scheme")
     order = source.spec().order()
     with progress.task("simplifying", len(order)) as task:
-        models: dict[str, ModelProto] = {}
+        graphs: dict[str, Graph] = {}
         for name in order:
-            models[name] = simplify(load(source.read(component_path(name)), where=component_path(name)))
+            given = source.graph(component_path(name))
+            model = simplify(load(given, where=component_path(name)), given.data)
+            graphs[name] = encode(model, name, given.data)
             task.advance()
+    models = {name: structure(decode(graph)) for name, graph in graphs.items()}
     rules = [(rule.scope, rule.scheme) for rule in recipe.quantize.rules]
     nodes = plan_nodes(models, scheme=scheme, rules=rules)
-    calibration = _calibration(recipe, source.spec()) if _needs_data(nodes) else None
-    components = _components(recipe, source, models, nodes, calibration, progress)
+    calibration = _calibration(recipe, source) if _needs_data(nodes) else None
+    components = _components(recipe, graphs, models, nodes, calibration, progress)
     plan = QuantizationPlan(
         scheme=scheme,
         weights=recipe.quantize.weights,
         calibrator=recipe.quantize.calibrator if calibration else None,
-        calibration_digest=calibration[0].digest if calibration else None,
-        samples=len(calibration[1]) if calibration else 0,
+        calibration_digest=calibration.observations.digest if calibration else None,
+        samples=len(calibration.capture) if calibration else 0,
         components=components,
     )
     draft.write(PLAN, plan.to_json(), "policy")
@@ -71,80 +95,45 @@ def _needs_data(nodes: Mapping[str, Mapping[str, NodePlan]]) -> bool:
     return any(node.scheme == "int8" for component in nodes.values() for node in component.values())
 
 
-def _calibration(recipe: Recipe, spec: PolicySpec) -> tuple[CalibrationSet, Sequence[int]]:
-    """The calibration set, checked against what the policy takes, and the samples of it to use."""
+def _calibration(recipe: Recipe, source: Artifact) -> Calibration:
+    """The calibration set, checked against what the policy takes, and the capture that was made of it."""
     if recipe.calibration is None:
         raise InputError("int8 needs a calibration set", where=f"{recipe.path}:calibration")
-    found = CalibrationSet.open(recipe.locate(recipe.calibration.path))
-    found.check(_expected(spec))
-    return found, found.subset(recipe.calibration.samples, 0)
-
-
-def _expected(spec: PolicySpec) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype and shape of every part of an observation as a calibration set holds it."""
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for step in spec.preprocess:
-        if isinstance(step, ImageProcessor):
-            expected[step.input] = ("uint8", (step.height, step.width, 3))
-        elif isinstance(step, NormaliseProcessor):
-            expected[step.input] = ("float32", (step.size,))
-        else:
-            expected[step.input] = ("string", ())
-    return expected
+    found, capture = CalibrationSet.open(recipe.locate(recipe.calibration.path)), Capture.of(source)
+    found.check(capture.spec.observation_layout())
+    again = "run the export again: its capture is what quantize works on"
+    if capture.index.digest != found.digest:
+        raise InputError("the policy was captured on another set", where=f"{recipe.path}:calibration.path", hint=again)
+    if capture.index.rows != found.subset(recipe.calibration.samples, 0):
+        raise InputError(
+            f"the policy was captured on {len(capture)} samples, {recipe.calibration.samples} are asked for",
+            where=f"{recipe.path}:calibration.samples",
+            hint=again,
+        )
+    processors = Processors(capture.spec, lambda asset: source.read(f"policy/{asset}"))
+    return Calibration(found, capture, processors)
 
 
 def _components(
     recipe: Recipe,
-    source: Artifact,
+    graphs: Mapping[str, Graph],
     models: Mapping[str, ModelProto],
     nodes: Mapping[str, Mapping[str, NodePlan]],
-    calibration: tuple[CalibrationSet, Sequence[int]] | None,
+    calibration: Calibration | None,
     progress: Progress,
 ) -> dict[str, ComponentPlan]:
     calibrator = calibrators.get(recipe.quantize.calibrator, percentile=recipe.quantize.percentile)
-    graphs = {name: model.SerializeToString(deterministic=True) for name, model in models.items()}
     plans = {}
     for name, model in models.items():
         tensors = calibrated_tensors(model, nodes[name])
         ranges = {}
         if tensors and calibration:
-            feeds = _Feeds(_open(source, graphs), name, *calibration)
+            feeds = partial(calibration.feeds, name)
             ranges = collect_ranges(graphs[name], feeds, tensors, calibrator, progress)
         plans[name] = component_plan(graphs[name], nodes[name], ranges)
     if calibration:
-        calibration[0].check_unchanged()
+        calibration.observations.check_unchanged()
     return plans
-
-
-def _open(source: Artifact, graphs: Mapping[str, bytes]) -> Policy:
-    library, options = backends.get("onnxruntime"), EngineOptions(threads=1)
-    sessions = {name: library.open({"model.onnx": graph}, options) for name, graph in graphs.items()}
-    return assemble(source, sessions, backend="onnxruntime")
-
-
-class _Feeds:
-    """What one component gets while the FP32 policy predicts on the calibration samples; nothing is kept in memory."""
-
-    def __init__(self, policy: Policy, component: str, calibration: CalibrationSet, rows: Sequence[int]) -> None:
-        self._policy = policy
-        self._component = component
-        self._calibration = calibration
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __call__(self) -> Iterator[dict[str, Array]]:
-        self._policy.reset()
-        for row in self._rows:
-            seen: list[dict[str, Array]] = []
-
-            def tap(name: str, inputs: dict[str, Array], outputs: dict[str, Array], seen: Any = seen) -> None:
-                if name == self._component:
-                    seen.append(dict(inputs))
-
-            self._policy.predict_chunk(self._calibration.observation(row), tap=tap)
-            yield from seen
 
 
 def _counts(plan: QuantizationPlan) -> dict[str, dict[str, int]]:

@@ -15,6 +15,7 @@ from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import HELD_OUT, Golden
 from vlaopt.runtime.policy import Policy, open_artifact, why_not_here
+from vlaopt.runtime.stepping import Stepper
 from vlaopt.stages import error_of, golden_error, hold, limits
 from vlaopt.tensors import unpack
 
@@ -89,7 +90,7 @@ def _held_out_error(
         for row, noise in zip(rows, noises, strict=True):
             actions.append(policy.predict_chunk(observations.observation(row), noise))
             task.advance()
-    return error_of(policy, np.stack(actions), recorded["actions"])
+    return error_of(policy.spec, policy.processors.action_std(), np.stack(actions), recorded["actions"])
 
 
 def _closed_loop(recipe: Recipe, policy: Policy, progress: Progress) -> tuple[dict[str, Any], list[Limit]]:
@@ -111,10 +112,8 @@ def _closed_loop(recipe: Recipe, policy: Policy, progress: Progress) -> tuple[di
     if recipe.accept.success_drop is not None:
         from vlaopt import policies
 
-        adapter = policies.get(recipe.policy.type)
-        reference = run(
-            policies.Queue(adapter.load(recipe.locate(recipe.policy.checkpoint), recipe.policy.hub_overrides))
-        )
+        eager = policies.load(recipe)
+        reference = run(Stepper(eager.spec, eager.predict_chunk))
         metrics["reference"] = reference.model_dump(mode="json")
         drop = reference.success_rate - result.success_rate
         gates.append(Limit("drop of the success rate", drop, recipe.accept.success_drop))
