@@ -6,10 +6,13 @@ STAMP  := $(VENV)/.installed
 RECIPE ?= recipes/edge-vla/cpu.yaml
 OUTPUT ?= artifacts
 EPISODES ?= 25
+# LeRobot asks for an older torch and for torchvision's CUDA build; beside a CPU-only torch it works without asking.
+LEROBOT := accelerate av datasets deepdiff diffusers draccus einops huggingface_hub imageio jsonlines num2words \
+           opencv-python-headless pyserial termcolor transformers
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check fix eval train-reference bench clean
+.PHONY: help setup demo test test-slow test-full check fix eval train-reference bench clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+(-<recipe>)?:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -20,7 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[build,cpu,rtx,sim,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[build,cpu,rtx,data,sim,dev]' $(LEROBOT)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps lerobot torchvision
 	touch $@
 
 setup: $(STAMP) ## Make .venv with everything
@@ -32,10 +36,13 @@ build-%: $(STAMP)
 	$(BIN)/vlaopt build recipes/$*.yaml --output $(OUTPUT)
 
 test: $(STAMP) ## Run the tests (not the slow ones)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow and not full" -n 2 --dist loadfile
 
 test-slow: $(STAMP) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-full: $(STAMP) ## Run the tests on policies in full size and on every shipped recipe: half an hour, 8 GB
+	$(BIN)/python -m pytest -m full
 
 check: $(STAMP) ## Format, lint, types, floors, meta tests: under a minute
 	$(BIN)/ruff format --check .

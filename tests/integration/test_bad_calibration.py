@@ -19,8 +19,6 @@ from vlaopt.progress import Silent
 from vlaopt.recipe.load import load_recipe
 from vlaopt.stages import get
 
-pytestmark = pytest.mark.xdist_group("chain")
-
 SET = ROOT / "calibration/metaworld"
 STATE, IMAGE = "observation.state", "observation.images.front"
 Observations = list[dict[str, Any]]

@@ -15,6 +15,7 @@ import pytest
 import vlaopt
 from tests.integration.conftest import CPU, NO_RECOVERY, ROOT, SmallBuild, settings
 from tests.integration.conftest import vlaopt as command
+from vlaopt import summary
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.store import Store
 from vlaopt.chain import Outcome, build, plan, run_stage
@@ -23,8 +24,6 @@ from vlaopt.progress import Silent
 from vlaopt.recipe.load import load_recipe
 from vlaopt.runtime.golden import Golden
 from vlaopt.stages import ORDER, Stage, get
-
-pytestmark = pytest.mark.xdist_group("chain")
 
 
 def test_a_build_runs_every_stage_and_publishes_a_sound_artifact(small_build: SmallBuild) -> None:
@@ -71,6 +70,7 @@ def test_the_second_build_takes_under_two_seconds(small_build: SmallBuild) -> No
     [
         ("bench.hz=40", "bench"),
         ("verify.samples=10", "export"),
+        ("calibration.samples=20", "export"),
         ("engine.minimum_speedup=0.5", "engine"),
         ("quantize.calibrator=mse", "quantize"),
         ("prune.amount=0.5", "prune"),
@@ -209,3 +209,13 @@ def test_the_script_of_the_whole_chain_runs(small_build: SmallBuild, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert "built edge-vla 1.0.0+" in done.stdout
     assert done.stdout.count("  action ") == 3
+
+
+def test_forms_too_large_to_be_open_together_are_measured_one_after_the_other(
+    small_build: SmallBuild, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "TOGETHER", -1)
+    told = summary.summarise(small_build.result, Store(tmp_path / "another store"), Silent())
+    assert [row.form for row in told.rows] == ["eager", "FP32 ONNX", "pruned", "quantized", "engine"]
+    assert all(row.latency_ms is not None and row.latency_ms > 0 for row in told.rows)
+    assert "p50 of 4 chunks" in told.how

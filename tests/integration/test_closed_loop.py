@@ -17,7 +17,6 @@ from vlaopt.recipe.load import load_recipe
 from vlaopt.stages import get
 
 pytestmark = [
-    pytest.mark.xdist_group("chain"),
     pytest.mark.skipif(importlib.util.find_spec("metaworld") is None, reason="Meta-World is not installed here"),
 ]
 EPISODES = "verify.closed_loop={simulator: metaworld, episodes: 2, seed: 3, tasks: [drawer-close, coffee-button]}"

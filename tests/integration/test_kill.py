@@ -71,7 +71,6 @@ def kill_builds(folder: Path, times: int, seed: int) -> None:
     assert [stage.state for stage in plan(recipe, Store(store), ENDURING)] == ["cached"] * len(ENDURING)
 
 
-@pytest.mark.xdist_group("kill")
 def test_killed_twice_then_built(tmp_path: Path) -> None:
     kill_builds(tmp_path, times=2, seed=0)
 

@@ -11,8 +11,6 @@ import pytest
 
 from tests.integration.conftest import ROOT, SmallBuild
 
-pytestmark = pytest.mark.xdist_group("chain")
-
 BLOCKED = """
 import sys
 ALLOWED = {allowed!r}

@@ -13,8 +13,6 @@ import pytest
 
 from tests.integration.conftest import ROOT, SmallBuild
 
-pytestmark = pytest.mark.xdist_group("chain")
-
 
 @pytest.fixture(scope="module")
 def robot(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,7 +17,6 @@ MAGIC = b"vtrt"
 """What every engine of TensorRT for RTX 1.7 begins with."""
 
 pytestmark = [
-    pytest.mark.xdist_group("rtx"),
     pytest.mark.skipif(
         backends.get("tensorrt-rtx").missing() is not None, reason="TensorRT for RTX is not installed here"
     ),

@@ -18,8 +18,6 @@ from vlaopt.progress import Silent
 from vlaopt.recipe.load import load_recipe
 from vlaopt.stages import ORDER
 
-pytestmark = pytest.mark.xdist_group("chain")
-
 RELAXED = [override for override in NO_RECOVERY if not override.startswith("prune.")]
 
 

@@ -16,7 +16,10 @@ from vlaopt import errors
 from vlaopt.cli.app import app, run
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "CHANGELOG.md", "vlaopt/README.md", "recipes/README.md", "calibration/README.md")
+DOCUMENTS = (
+    *("README.md", "CHANGELOG.md", "vlaopt/README.md", "vlaopt/policies/README.md"),
+    *("recipes/README.md", "calibration/README.md"),
+)
 
 NEVER_SAY = ("baseline", "threshold", "observer", "submodel", "submodels", "fixture", "framework")
 """From the table of words: those whose every use would be a slip."""
@@ -122,7 +125,7 @@ def test_an_example_that_does_not_parse_would_be_found() -> None:
         parse("vlaopt bench ARTIFACT --assrt x")
 
 
-CHEAP = ("vlaopt recipe", "vlaopt target", "vlaopt cache")
+CHEAP = ("vlaopt recipe", "vlaopt target", "vlaopt cache", "vlaopt calibration inspect")
 
 
 @pytest.mark.parametrize("line", [line for line in EXAMPLES if line.startswith(CHEAP) or "--dry-run" in line])

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vlaopt.artifact.artifact import SPEC_PATH, Artifact, drafted, finish
+from vlaopt.artifact.graph import Graph
 from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, Role, component_path
 from vlaopt.artifact.policy_spec import (
     Chunk,
@@ -154,7 +155,7 @@ def tiny_engine(tiny_graphs: dict[str, bytes]) -> tuple[EngineEntry, Files]:
     library, files, components = get("onnxruntime"), {}, {}
     for name, graph in tiny_graphs.items():
         path = f"engines/here/{name}/model.onnx"
-        files[path] = ("engine", library.build(graph, EngineOptions(threads=1)).files["model.onnx"])
+        files[path] = ("engine", library.build(Graph(graph), EngineOptions(threads=1)).files["model.onnx"])
         components[name] = EngineComponent(variant="plain", reason="a test", files=(path,), precisions={})
     entry = EngineEntry(
         machine="here",

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from vlaopt.errors import EnvironmentProblem, InputError
 from vlaopt.files import (
     STAGING_PREFIX,
     check_writable,
+    copy_file,
+    link_file,
     read_file,
     remove_dead_staging,
     remove_directory,
@@ -160,6 +163,70 @@ def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytes
     assert names(tmp_path) == ["file"]
     replace_file(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_a_link_shares_the_bytes_and_a_copy_does_not(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_file(source, b"weights")
+    link_file(source, tmp_path / "deep" / "link")
+    copy_file(source, tmp_path / "deep" / "copy")
+    assert (tmp_path / "deep" / "link").samefile(source)
+    assert not (tmp_path / "deep" / "copy").samefile(source)
+    assert (tmp_path / "deep" / "copy").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("replace", [write_file, replace_file, lambda path, data: copy_file(path.parent / "new", path)])
+def test_writing_where_a_link_is_leaves_what_it_links_to(
+    tmp_path: Path, replace: Callable[[Path, bytes], None]
+) -> None:
+    write_file(tmp_path / "source", b"weights")
+    write_file(tmp_path / "new", b"other")
+    link_file(tmp_path / "source", tmp_path / "link")
+    replace(tmp_path / "link", b"other")
+    assert (tmp_path / "link").read_bytes() == b"other"
+    assert (tmp_path / "source").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK])
+def test_where_no_link_can_be_made_the_file_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    data = os.urandom((1 << 20) + 7)
+    write_file(tmp_path / "source", data)
+    write_file(tmp_path / "link", b"old")
+    Full(monkeypatch, "link", 0, number)
+    link_file(tmp_path / "source", tmp_path / "link")
+    assert (tmp_path / "link").read_bytes() == data
+    assert not (tmp_path / "link").samefile(tmp_path / "source")
+
+
+def test_what_a_symbolic_link_points_to_is_copied(tmp_path: Path) -> None:
+    write_file(tmp_path / "source", b"weights")
+    (tmp_path / "symbolic").symlink_to(tmp_path / "source")
+    link_file(tmp_path / "symbolic", tmp_path / "link")
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == b"weights"
+
+
+def test_what_cannot_be_copied_is_named_by_the_side_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="gone: no such file"):
+        link_file(tmp_path / "gone", tmp_path / "link")
+    with pytest.raises(InputError, match="a directory, not a file"):
+        copy_file(tmp_path, tmp_path.parent / "copy")
+    write_file(tmp_path / "source", b"weights")
+    Full(monkeypatch, "fsync", 0)
+    with pytest.raises(EnvironmentProblem, match="copy: cannot be written: No space left on device"):
+        copy_file(tmp_path / "source", tmp_path / "copy")
+
+
+def test_removing_frees_what_nothing_else_links_to(tmp_path: Path) -> None:
+    write_file(tmp_path / "gone" / "a", b"123")
+    link_file(tmp_path / "gone" / "a", tmp_path / "also" / "a")
+    assert remove_directory(tmp_path / "gone") == 0
+    assert (tmp_path / "also" / "a").read_bytes() == b"123"
+    assert remove_directory(tmp_path / "also") == 3
 
 
 def test_a_directory_is_removed_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_canonical_json_is_the_documented_form() -> None:
 def test_a_file_larger_than_one_piece_has_the_digest_of_its_bytes(tmp_path: Path) -> None:
     data = os.urandom((1 << 20) + 17)
     (tmp_path / "file").write_bytes(data)
-    assert digest_file(tmp_path / "file") == digest_bytes(data)
+    assert digest_file(tmp_path / "file") == (len(data), digest_bytes(data))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,63 @@ def test_a_draft_takes_files_over_and_drops_them(tmp_path: Path, artifact: Artif
         "reports/a.json": b"[]",
         "reports/b.json": b'{"a":2,"b":1}',
     }
+
+
+def test_what_is_taken_over_is_linked_and_the_source_survives_what_is_done_to_it(
+    tmp_path: Path, artifact: Artifact
+) -> None:
+    def save(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "policy.onnx").open("wb").write(b"written by a library that opens what is there")
+
+    with drafted(tmp_path / "next") as draft:
+        draft.carry(artifact, "component", "report", "weights")
+        assert (draft.folder / "onnx/policy.onnx").samefile(artifact.path / "onnx/policy.onnx")
+        draft.write("reports/a.json", b"[]", "report")
+        draft.write_folder("onnx", save, "component")
+        draft.remove("empty")
+        finish(draft, name="tiny", version="1.0.0", target="cpu", stage="x", recipe={}, lineage=(), tools={})
+    Artifact.open(artifact.path).check()
+    Artifact.open(tmp_path / "next").check()
+
+
+def test_a_copy_shares_no_file_with_the_original(tmp_path: Path, artifact: Artifact) -> None:
+    place = copy(artifact, tmp_path / "copy").path
+    assert not any((place / path).samefile(artifact.path / path) for path in FILES)
+
+
+def test_large_files_are_taken_over_copied_and_checked_without_being_in_memory(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from vlaopt.artifact.artifact import Artifact, copy, drafted, finish
+from vlaopt import files
+from vlaopt.benchmark.environment import peak_memory_mib
+root = Path(sys.argv[1])
+fields = dict(name="tiny", version="1.0.0", target="cpu", stage="x", recipe={}, lineage=(), tools={})
+def save(folder):
+    folder.mkdir()
+    with (folder / "w").open("wb") as file:
+        file.truncate(256 << 20)
+with drafted(root / "a") as draft:
+    draft.write_folder("weights", save, "weights")
+    finish(draft, **fields)
+if sys.argv[2] == "copied":
+    files.os.link = lambda *_, **__: (_ for _ in ()).throw(OSError(18, "another file system"))
+before = peak_memory_mib()
+source = Artifact.open(root / "a")
+with drafted(root / "b") as draft:
+    draft.carry(source, "weights")
+    finish(draft, **fields)
+copy(Artifact.open(root / "b"), root / "c").check()
+print(peak_memory_mib() - before)
+"""
+    for how in ("linked", "copied"):
+        folder = tmp_path / how
+        folder.mkdir()
+        done = subprocess.run([sys.executable, "-c", code, folder, how], capture_output=True, text=True, check=True)
+        assert float(done.stdout) < 32, f"{done.stdout} MiB more for 256 MiB of files"
+        shutil.rmtree(folder)
 
 
 def test_a_damaged_file_is_not_taken_over(tmp_path: Path, artifact: Artifact) -> None:

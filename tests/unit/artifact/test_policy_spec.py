@@ -44,6 +44,49 @@ def euler(**fields: Any) -> dict[str, Any]:
     return {**base, **fields}
 
 
+def spoken(**fields: Any) -> dict[str, Any]:
+    """read → cache; word (token, position, cache) → logits, more; aloud: tokens → raw."""
+    base = single(
+        components={
+            "aloud": component(["tokens"], ["raw"], "head"),
+            "read": component(["state"], ["cache"], "prefix"),
+            "word": component(["token", "position", "cache"], ["logits", "more"], "decode"),
+        },
+        loop={
+            "kind": "autoregressive",
+            "max_length": 4,
+            "step": "word",
+            "token_input": "token",
+            "position_input": "position",
+            "logits_output": "logits",
+            "tokens_output": "tokens",
+            "start_token": 0,
+            "end_token": 1,
+            "cache": {"more": "cache"},
+        },
+    )
+    return {**base, **fields}
+
+
+def test_what_takes_the_tokens_runs_after_the_loop() -> None:
+    spec = PolicySpec.model_validate(spoken())
+    assert spec.order() == ["read", "word", "aloud"]
+    assert spec.after_loop() == ["aloud"]
+    assert PolicySpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
+
+
+def denoised(kind: str, shape: list[int]) -> dict[str, Any]:
+    names = {"step": "flow", "state_input": "x", "time_input": "t", "prediction_output": "v"}
+    loop = {"kind": kind, "steps": 2, "prediction": "epsilon", "alphas_cumprod": [0.9, 0.5], **names}
+    return euler(loop=loop, noise={"law": "normal", "shape": shape})
+
+
+def test_a_loop_reads_what_it_says_of_its_step() -> None:
+    reads = [PolicySpec.model_validate(f).read_by_loop() for f in (single(), euler(), spoken())]
+    assert reads == [[], ["v"], ["logits"]]
+    assert PolicySpec.model_validate(denoised("ddim", [2, 4, 2])).read_by_loop() == ["v"]
+
+
 def test_sound_policies_are_accepted_and_come_back_from_json() -> None:
     for fields in (single(), euler()):
         spec = PolicySpec.model_validate(fields)
@@ -89,7 +132,7 @@ def test_an_observation_has_each_name_once_in_the_order_of_the_processors() -> N
         (single(gripper=-1), "greater than or equal to 0"),
         (single(colour="red"), "Extra inputs are not permitted"),
         (single(schema="vlaopt.policy/2"), "vlaopt.policy/1"),
-        (single(loop={"kind": "ddim"}), "does not match any of the expected tags"),
+        (single(loop={"kind": "consistency"}), "does not match any of the expected tags"),
         (single(noise={"law": "cauchy"}), "'none', 'normal' or 'uniform'"),
         (single(preprocess=[{"kind": "crop", "input": "a", "output": "state"}]), "does not match any of the expected"),
         (
@@ -111,6 +154,16 @@ def test_an_observation_has_each_name_once_in_the_order_of_the_processors() -> N
         (
             euler(components={"flow": component(["x"], ["v"], "step"), "other": component(["t"], ["w"])}),
             "component 'other' takes 't', which only the loop has",
+        ),
+        (denoised("ddpm", [2, 4, 2]), r"ddpm loop's noise has a shape \[1, …\], not \[2, 4, 2\]"),
+        (
+            spoken(loop={**spoken()["loop"], "cache": {"more": "state"}}),
+            "step 'word' does not take 'state' of its cache",
+        ),
+        (spoken(loop={**spoken()["loop"], "cache": {"less": "cache"}}), "step 'word' does not give 'less'"),
+        (
+            spoken(components={**spoken()["components"], "late": component(["logits"], ["w"])}),
+            "component 'late' takes 'logits', which only the loop has",
         ),
         (euler(loop={**euler()["loop"], "steps": 0}), "greater than or equal to 1"),
         (euler(loop={**euler()["loop"], "end": float("inf")}), "finite number"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vlaopt import backends
+from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions, Port, check_feeds, scratch_folder
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 
@@ -20,7 +21,7 @@ LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "reference": 
 
 def opened(name: str, graph: bytes) -> backends.Session:
     backend = backends.get(name)
-    return backend.open(backend.build(graph, ONE_THREAD).files, ONE_THREAD)
+    return backend.open(backend.build(Graph(graph), ONE_THREAD).files, ONE_THREAD)
 
 
 def noise(session: backends.Session) -> dict[str, np.ndarray]:
@@ -96,14 +97,14 @@ def test_a_graph_cut_anywhere_is_refused_in_one_line(name, graphs):
     graph, backend = graphs["conv"], backends.get(name)
     for percent in (0, 1, 7, 25, 50, 75, 99):
         with pytest.raises(StageError, match="refuses the graph") as caught:
-            backend.build(graph[: len(graph) * percent // 100], ONE_THREAD)
+            backend.build(Graph(graph[: len(graph) * percent // 100]), ONE_THREAD)
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", RUNNERS)
 def test_an_engine_cut_anywhere_is_refused(name, graphs):
     backend = backends.get(name)
-    files = backend.build(graphs["conv"], ONE_THREAD).files
+    files = backend.build(Graph(graphs["conv"]), ONE_THREAD).files
     largest = max(files, key=lambda file: len(files[file]))
     for percent in (0, 10, 50, 90):
         cut = {**files, largest: files[largest][: len(files[largest]) * percent // 100]}
@@ -120,27 +121,27 @@ def test_an_engine_with_other_files_is_refused(name):
 @pytest.mark.parametrize("name", RUNNERS)
 def test_an_unknown_operator_is_named(name, one_node):
     with pytest.raises(StageError, match="Mystery") as caught:
-        backends.get(name).build(one_node("Mystery", domain="maker.example"), ONE_THREAD)
+        backends.get(name).build(Graph(one_node("Mystery", domain="maker.example")), ONE_THREAD)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", backends.names())
 def test_an_unknown_setting_is_refused(name, graphs):
     with pytest.raises(InputError, match=r"unknown .* setting 'colour'"):
-        backends.get(name).build(graphs["conv"], EngineOptions(settings={"colour": "red"}))
+        backends.get(name).build(Graph(graphs["conv"]), EngineOptions(settings={"colour": "red"}))
 
 
 @pytest.mark.parametrize("name", COMPILERS)
 def test_equal_graphs_give_equal_engines(name, graphs):
     backend = backends.get(name)
     for graph in graphs.values():
-        assert backend.build(graph, ONE_THREAD) == backend.build(graph, ONE_THREAD)
+        assert backend.build(Graph(graph), ONE_THREAD) == backend.build(Graph(graph), ONE_THREAD)
 
 
 @pytest.mark.parametrize("name", COMPILERS)
 def test_negative_threads_are_refused(name, graphs):
     with pytest.raises(InputError, match="threads cannot be negative"):
-        backends.get(name).build(graphs["lstm"], EngineOptions(threads=-1))
+        backends.get(name).build(Graph(graphs["lstm"]), EngineOptions(threads=-1))
 
 
 @pytest.mark.parametrize("name", RUNNERS)
@@ -151,7 +152,7 @@ def test_an_absent_library_is_reported_with_what_installs_it(name, graphs, monke
     assert "is not installed: pip install" in backend.missing()
     assert backend.runnable() == backend.missing()
     with pytest.raises(EnvironmentProblem, match="cannot be imported") as caught:
-        backend.build(graphs["conv"], ONE_THREAD)
+        backend.build(Graph(graphs["conv"]), ONE_THREAD)
     assert caught.value.hint.startswith("pip install 'vlaopt[")
 
 

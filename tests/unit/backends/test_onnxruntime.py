@@ -6,29 +6,30 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions
-from vlaopt.backends.onnxruntime import BACKEND, FILE, Kernel, _kernels, _reason
+from vlaopt.backends.onnxruntime import BACKEND, FILE, Kernel, _eight_bit, _kernels, _reason
 from vlaopt.errors import InputError
 
 ONE_THREAD = EngineOptions(threads=1)
 
 
 def test_every_matrix_layer_is_counted_by_the_precision_it_ran_in(graphs, quantized_graph):
-    assert BACKEND.build(graphs["conv"], ONE_THREAD).precisions == {"fp32": 3}
-    assert BACKEND.build(graphs["lstm"], ONE_THREAD).precisions == {"fp32": 1}
-    audited = BACKEND.build(quantized_graph(TensorProto.UINT8), ONE_THREAD).precisions
+    assert BACKEND.build(Graph(graphs["conv"]), ONE_THREAD).precisions == {"fp32": 3}
+    assert BACKEND.build(Graph(graphs["lstm"]), ONE_THREAD).precisions == {"fp32": 1}
+    audited = BACKEND.build(Graph(quantized_graph(TensorProto.UINT8)), ONE_THREAD).precisions
     assert sum(audited.values()) == 2
     assert audited["int8"] >= 1
 
 
 def test_the_file_holds_fused_nodes_that_load_on_any_cpu(graphs):
-    file = BACKEND.build(graphs["conv"], ONE_THREAD).files[FILE]
+    file = BACKEND.build(Graph(graphs["conv"]), ONE_THREAD).files[FILE]
     assert b"FusedConv" in file
     assert b"ReorderInput" not in file
 
 
 def test_other_kernels_are_told_in_a_note(graphs):
-    notes = BACKEND.build(graphs["conv"], ONE_THREAD).notes
+    notes = BACKEND.build(Graph(graphs["conv"]), ONE_THREAD).notes
     assert any("GlobalAveragePool" in note for note in notes)
 
 
@@ -50,7 +51,7 @@ def test_a_saved_graph_that_would_run_more_kernels_is_not_kept(quantized_graph):
         ],
     )
     given = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
-    engine = BACKEND.build(given, ONE_THREAD)
+    engine = BACKEND.build(Graph(given), ONE_THREAD)
     assert engine.files[FILE] == given
     assert engine.notes[0].startswith("kept as given")
 
@@ -86,7 +87,7 @@ def test_a_node_that_a_loop_repeats_counts_once():
 
 
 def test_spinning_can_be_turned_off_and_nothing_else_said(graphs):
-    files = BACKEND.build(graphs["lstm"], ONE_THREAD).files
+    files = BACKEND.build(Graph(graphs["lstm"]), ONE_THREAD).files
     session = BACKEND.open(files, EngineOptions(threads=2, settings={"spinning": False}))
     assert session.run({"sequence": np.zeros((5, 1, 4), np.float32)})["state"].shape == (1, 8)
     with pytest.raises(InputError, match="'spinning' is true or false, not 'no'"):
@@ -107,3 +108,20 @@ def test_spinning_can_be_turned_off_and_nothing_else_said(graphs):
 )
 def test_a_message_is_told_on_one_line_without_its_c_plus_plus(raised, told):
     assert _reason(RuntimeError(raised)) == told
+
+
+@pytest.mark.parametrize(
+    ("operators", "expected"),
+    [
+        (("Conv", "DequantizeLinear"), False),
+        (("DequantizeLinear", "QuantizeLinear"), True),
+        (("QuantizeLinear",), True),
+        (("DynamicQuantizeLinear",), True),
+        (("QLinearConv",), True),
+        (("MatMulInteger",), True),
+        ((), False),
+    ],
+)
+def test_a_graph_computes_in_8_bit_by_its_operators(operators: tuple[str, ...], expected: bool) -> None:
+    nodes = [helper.make_node(operator, ["x"], ["y"]) for operator in operators]
+    assert _eight_bit(helper.make_model(helper.make_graph(nodes, "g", [], [])).SerializeToString()) is expected

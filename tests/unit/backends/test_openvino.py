@@ -7,6 +7,7 @@ import openvino
 import pytest
 from onnx import TensorProto, helper
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions
 from vlaopt.backends.openvino import BACKEND, BIN, XML, _reason
 from vlaopt.errors import EnvironmentProblem, InputError
@@ -16,33 +17,35 @@ HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILIT
 
 
 def test_fp32_stays_fp32_on_a_cpu_that_would_take_bf16(graphs):
-    assert BACKEND.build(graphs["conv"], ONE_THREAD).precisions == {"fp32": 3}
-    assert BACKEND.build(graphs["lstm"], ONE_THREAD).precisions == {"fp32": 1}
+    assert BACKEND.build(Graph(graphs["conv"]), ONE_THREAD).precisions == {"fp32": 3}
+    assert BACKEND.build(Graph(graphs["lstm"]), ONE_THREAD).precisions == {"fp32": 1}
 
 
 def test_quantized_layers_are_counted_as_int8(graphs):
-    assert BACKEND.build(graphs["int8"], ONE_THREAD).precisions == {"int8": 2}
+    assert BACKEND.build(Graph(graphs["int8"]), ONE_THREAD).precisions == {"int8": 2}
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU does not calculate in bf16")
 def test_bf16_is_taken_when_asked_for(graphs):
-    precisions = BACKEND.build(graphs["conv"], EngineOptions(threads=1, settings={"precision": "bf16"})).precisions
+    precisions = BACKEND.build(
+        Graph(graphs["conv"]), EngineOptions(threads=1, settings={"precision": "bf16"})
+    ).precisions
     assert precisions["bf16"] >= 1
 
 
 def test_a_precision_that_the_cpu_lacks_is_an_error_not_a_fallback(graphs, monkeypatch):
     monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: ["FP32", "INT8"])
     with pytest.raises(EnvironmentProblem, match="this CPU does not calculate in bf16"):
-        BACKEND.build(graphs["conv"], EngineOptions(settings={"precision": "bf16"}))
+        BACKEND.build(Graph(graphs["conv"]), EngineOptions(settings={"precision": "bf16"}))
 
 
 def test_an_unknown_precision_is_refused(graphs):
     with pytest.raises(InputError, match="cannot calculate in 'int3'"):
-        BACKEND.build(graphs["conv"], EngineOptions(settings={"precision": "int3"}))
+        BACKEND.build(Graph(graphs["conv"]), EngineOptions(settings={"precision": "int3"}))
 
 
 def test_weights_are_not_compressed(graphs):
-    files = BACKEND.build(graphs["conv"], ONE_THREAD).files
+    files = BACKEND.build(Graph(graphs["conv"]), ONE_THREAD).files
     assert set(files) == {XML, BIN}
     assert len(files[BIN]) >= 4 * (16 * 27 + 16 * 9 + 16 * 4)
 
@@ -55,7 +58,7 @@ def test_a_dynamic_dimension_takes_several_sizes():
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
-    session = BACKEND.open(BACKEND.build(model, ONE_THREAD).files, ONE_THREAD)
+    session = BACKEND.open(BACKEND.build(Graph(model), ONE_THREAD).files, ONE_THREAD)
     assert session.inputs[0].shape == (-1, 4)
     for batch in (1, 3):
         assert session.run({"x": np.full((batch, 4), -1, np.float32)})["y"].shape == (batch, 4)
@@ -77,7 +80,7 @@ def test_products_fused_into_attention_are_told_and_not_counted():
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 8, 16])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
-    engine = BACKEND.build(model, ONE_THREAD)
+    engine = BACKEND.build(Graph(model), ONE_THREAD)
     fused = [int(note.split()[0]) for note in engine.notes if "fused" in note]
     assert sum(engine.precisions.values()) + sum(fused) == 2
     session = BACKEND.open(engine.files, ONE_THREAD)
@@ -112,3 +115,17 @@ def test_products_fused_into_attention_are_told_and_not_counted():
 )
 def test_a_message_is_told_on_one_line_with_the_node_when_it_has_one(raised, told):
     assert _reason(RuntimeError(raised)) == told
+
+
+def test_a_model_that_snippets_fails_on_is_compiled_without(graphs, monkeypatch):
+    compiled, asked = openvino.Core.compile_model, []
+
+    def failing(self, model, device, config):
+        asked.append(config.get("SNIPPETS_MODE"))
+        if asked[-1] is None:
+            raise RuntimeError("Check failed at src/common/snippets/src/lowered/target_machine.cpp:31: no Mish")
+        return compiled(self, model, device, config)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", failing)
+    assert BACKEND.build(Graph(graphs["conv"]), ONE_THREAD).precisions == {"fp32": 3}
+    assert asked == [None, "DISABLE"]

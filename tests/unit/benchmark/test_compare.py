@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlaopt.benchmark.compare import check_comparable, compare, interleave
+from vlaopt.benchmark.compare import affordable, check_comparable, compare, interleave
 from vlaopt.benchmark.record import BenchRecord, Subject
 from vlaopt.errors import InputError
 
@@ -89,7 +89,10 @@ def test_interleaved_calls_take_turns_and_see_the_same_observations(clock: Any) 
         return run
 
     calls = {"eager": call("eager", 30.0), "engine": call("engine", 10.0)}
-    samples = interleave(calls, OBSERVATIONS, rounds=20, iterations_per_round=3, warmup=2, clock=clock)
+    measured = interleave(calls, OBSERVATIONS, rounds=20, iterations_per_round=3, warmup=2, clock=clock)
+    samples = measured.samples_ms
+    assert (measured.rounds, measured.iterations_per_round, measured.count) == (20, 3, 60)
+    assert measured.warmups == {"eager": 2, "engine": 2}
     assert samples["eager"].tolist() == [30.0] * 60
     assert samples["engine"].tolist() == [10.0] * 60
     assert turns[:4] == [("eager", 0), ("eager", 1), ("engine", 0), ("engine", 1)]
@@ -104,3 +107,43 @@ def test_interleaved_calls_take_turns_and_see_the_same_observations(clock: Any) 
 def test_interleaving_needs_observations(clock: Any) -> None:
     with pytest.raises(InputError, match="no observations"):
         interleave({"a": print}, [], rounds=1, iterations_per_round=1, clock=clock)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "rounds", "iterations", "warmup"),
+    [(1.0, 12, 16, 10), (26.0, 12, 16, 10), (100.0, 12, 4, 10), (1000.0, 5, 1, 2), (2500.0, 3, 1, 2), (60e3, 3, 1, 2)],
+)
+def test_slow_calls_are_measured_less_often_but_always_in_turns(
+    clock: Any, milliseconds: float, rounds: int, iterations: int, warmup: int
+) -> None:
+    calls = {"slow": lambda _: clock.work(milliseconds), "fast": lambda _: clock.work(0.5)}
+    measured = interleave(calls, OBSERVATIONS, rounds=12, iterations_per_round=16, clock=clock)
+    assert (measured.rounds, measured.iterations_per_round) == (rounds, iterations)
+    assert measured.warmups == {"slow": warmup, "fast": 10}
+    assert {len(samples) for samples in measured.samples_ms.values()} == {measured.count}
+
+
+def test_a_first_call_that_is_slow_does_not_count_for_the_others(clock: Any) -> None:
+    times = iter([3000.0, *[1.0] * 300])
+    measured = interleave(
+        {"a": lambda _: clock.work(next(times))}, OBSERVATIONS, rounds=12, iterations_per_round=16, clock=clock
+    )
+    assert (measured.count, measured.warmups) == (192, {"a": 2})
+
+
+@given(
+    call_s=st.floats(0, 1e4),
+    rounds=st.integers(1, 50),
+    iterations=st.integers(1, 50),
+    seconds=st.floats(0.1, 100),
+    fewest=st.integers(1, 50),
+)
+def test_what_is_affordable_keeps_within_its_time_or_is_the_fewest(
+    call_s: float, rounds: int, iterations: int, seconds: float, fewest: int
+) -> None:
+    got = affordable(
+        call_s, rounds=rounds, iterations_per_round=iterations, seconds=seconds, fewest_rounds=min(fewest, rounds)
+    )
+    assert min(fewest, rounds) <= got[0] <= rounds
+    assert 1 <= got[1] <= iterations
+    assert got == (min(fewest, rounds), 1) or call_s * got[0] * got[1] <= seconds * (1 + 1e-9)

@@ -207,5 +207,5 @@ def test_refuses_an_instruction_that_is_not_there(folder: Path) -> None:
 
 def test_refuses_an_image_larger_than_the_card_says_before_decoding_it(folder: Path) -> None:
     edit_card(folder, lambda card: card["observation"][FRONT].update(shape=[4, 4, 3]))
-    with pytest.raises(InputError, match="a PNG of RGB 8x8, the card says RGB 4x4"):
+    with pytest.raises(InputError, match="a PNG of RGB 8x8, RGB 4x4 is needed"):
         CalibrationSet.open(folder).observation(0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.cli import conftest
 from tests.unit.cli.conftest import CPU, ROOT, Cli, write_artifact
 
 BENCH = ("--duration", "0.2")
@@ -24,6 +25,18 @@ def test_inspect_shows_components_files_and_id(cli: Cli, artifact: Path) -> None
     assert "actions float32[1, 3, 2]" in told.out
     assert "onnx/policy.onnx" in told.out
     assert told.err == ""
+
+
+def test_inspect_says_when_the_control_rate_is_not_known(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = conftest.spec()
+    monkeypatch.setattr(conftest, "spec", lambda: known.model_copy(update={"control_hz": None}))
+    rates = [cli("inspect", write_artifact(tmp_path / "unknown").path).out]
+    monkeypatch.setattr(conftest, "spec", lambda: known)
+    rates += [cli("inspect", write_artifact(tmp_path / "known").path).out]
+    assert "control rate not known" in rates[0]
+    assert f"executed, {known.control_hz:g} Hz" in rates[1]
 
 
 def test_inspect_as_json_is_the_manifest(cli: Cli, artifact: Path) -> None:

@@ -114,3 +114,14 @@ def test_the_table_of_a_build_fits_80_columns(tmp_path: Path, capsys: pytest.Cap
 def test_a_busy_machine_is_told_beside_its_latencies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show_summary(summary(tmp_path, busy="others took 43% of the CPU time"), as_json=False)
     assert "busy machine: others took 43% of the CPU time" in capsys.readouterr().out
+
+
+def test_a_build_says_how_long_it_took_and_how_much_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_summary(summary(tmp_path, ran=("onnx", "engine"), seconds=83.4, peak_memory_mib=2560.0), as_json=False)
+    show_summary(summary(tmp_path, seconds=2.2), as_json=False)
+    told = capsys.readouterr().out.splitlines()
+    assert told[told.index("ran onnx, engine") + 1] == "the build took 83 s; peak memory 2.50 GiB"
+    assert (
+        told[told.index("nothing to do, all stages were stored") + 1]
+        == "the build took 2 s; peak memory not known here"
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.errors import InputError
 from vlaopt.graph.check import OPSETS, RANDOM_OPERATORS, check, load
 
@@ -15,14 +16,14 @@ from vlaopt.graph.check import OPSETS, RANDOM_OPERATORS, check, load
 def test_a_valid_graph_passes_and_loads_back(linear: Any) -> None:
     model = linear()
     check(model)
-    assert load(model.SerializeToString()) == model
+    assert load(Graph(model.SerializeToString())) == model
 
 
 def test_a_graph_cut_at_any_percent_is_refused(linear: Any) -> None:
     data = linear().SerializeToString()
     for percent in range(100):
         with pytest.raises(InputError, match=r"not (an|valid) ONNX|IR version|opset"):
-            load(data[: len(data) * percent // 100], where="vision.onnx")
+            load(Graph(data[: len(data) * percent // 100]), where="vision.onnx")
 
 
 @pytest.mark.parametrize("opset", [9, 17, OPSETS[-1] + 1, 99])
@@ -111,4 +112,4 @@ def test_shapes_that_contradict_each_other_are_refused(linear: Any) -> None:
 @pytest.mark.parametrize("name", ["a/b.c", "two words", "🤖 camera", "-dash", "名"])
 def test_any_name_is_taken(linear: Any, name: str) -> None:
     model = linear(x=name, y=name + "'")
-    assert load(model.SerializeToString()).graph.input[0].name == name
+    assert load(Graph(model.SerializeToString())).graph.input[0].name == name

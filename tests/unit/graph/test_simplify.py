@@ -46,6 +46,39 @@ def test_the_graph_computes_the_same_with_fewer_nodes(convolution: ModelProto, r
     assert convolution.SerializeToString() == before
 
 
+def test_what_a_rewrite_makes_says_the_module_that_it_stands_for(build: Any, run: Any) -> None:
+    generator = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="model.head/MatMul"),
+        helper.make_node("Add", ["m", "b"], ["a"], name="model.head/Add"),
+        helper.make_node("Relu", ["a"], ["y"], name="model/Relu"),
+    ]
+    values = {"w": generator.normal(size=(8, 8)).astype(np.float32), "b": generator.normal(size=8).astype(np.float32)}
+    model = build(nodes, values, shape=(1, 3, 8))
+    result = simplify(model)
+    [product] = [node for node in result.graph.node if node.op_type == "Gemm"]
+    assert product.name == "model.head/Gemm"
+    assert all(node.name.startswith("model") for node in result.graph.node)
+    assert simplify(result).SerializeToString(deterministic=True) == result.SerializeToString(deterministic=True)
+
+
+def test_products_that_become_one_belong_to_the_module_around_them(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {name: np.full((4, 4), at, np.float32) for at, name in enumerate("qk")}
+    ends = [helper.make_node("Add", ["mq", "mk"], ["y"], name="block.attn/Add")]
+    apart = [helper.make_node("MatMul", ["x", name], [f"m{name}"], name=f"block.attn.{name}/MatMul") for name in "qk"]
+    merged = [
+        helper.make_node("MatMul", ["x", "qk"], ["both"], name="MatMul_0"),
+        helper.make_node("Split", ["both"], ["sq", "sk"], name="Split_1", axis=1, num_outputs=2),
+        helper.make_node("Relu", ["sq"], ["mq"], name="Relu_2"),
+        helper.make_node("Relu", ["sk"], ["mk"], name="Relu_3"),
+    ]
+    rewritten = build([*merged, *ends], {"qk": np.concatenate([*weights.values()], axis=1)})
+    monkeypatch.setattr(onnxsim, "simplify", lambda model, check_n: (rewritten, True))
+    names = [node.name for node in simplify(build([*apart, *ends], weights)).graph.node]
+    attention = ["block.attn/MatMul", "block.attn/Split"]
+    assert names == [*attention, "block.attn.q/Relu", "block.attn.k/Relu", "block.attn/Add"]
+
+
 def test_simplifying_twice_changes_nothing(convolution: ModelProto) -> None:
     once = simplify(convolution)
     assert simplify(once).SerializeToString(deterministic=True) == once.SerializeToString(deterministic=True)

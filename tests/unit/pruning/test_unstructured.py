@@ -129,6 +129,30 @@ def test_costs_stay_because_zeros_are_multiplied_too() -> None:
     assert report.parameters_before == report.parameters_after == sum(p.numel() for p in policy().parameters())
 
 
+def test_layers_that_only_wrappers_call_are_counted_under_their_own_paths() -> None:
+    """Components that are no modules of the network: both call its last layer, one of them twice."""
+
+    class Twice(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.called = layer
+
+        def forward(self, values: Tensor) -> Tensor:
+            return self.called(values) + self.called(-values)
+
+    network = policy().eval()
+    wrappers = {"whole": nn.Sequential(network.vision), "again": Twice(network.vision[3])}
+    examples = {"whole": EXAMPLES["vision"], "again": (torch.ones(1, 16),)}
+    scopes = [ScopeAmount("vision.*", 0.5)]
+    _, report = prune_weights(network, scopes, components=examples, wrappers=wrappers)
+    conv, linear = 4 * 27 * 4, 16 * 7
+    assert report.macs_before == report.macs_after == conv + 3 * linear
+    assert {layer.scope: layer.macs_after for layer in report.layers} == {
+        "vision.0.weight": conv,
+        "vision.3.weight": 3 * linear,
+    }
+
+
 def test_a_layer_that_would_be_all_zeros_is_refused_by_name() -> None:
     network = policy()
     with torch.no_grad():

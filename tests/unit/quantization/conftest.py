@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.progress import Silent
 from vlaopt.quantization.calibrators import MinMax, Range
 from vlaopt.quantization.collect import collect_ranges
@@ -92,6 +93,11 @@ def feeds() -> list[dict[str, np.ndarray]]:
     return [{"image in": generator.uniform(-1, 1, (1, 3, 8, 8)).astype(np.float32)} for _ in range(12)]
 
 
+def labelled(feeds: list[dict[str, np.ndarray]]) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """Feeds as `collect_ranges` takes them: each with the number of its sample."""
+    return [(str(number), feed) for number, feed in enumerate(feeds)]
+
+
 @pytest.fixture(scope="session")
 def everything(network: ModelProto) -> dict[str, NodePlan]:
     """All layers of `network` in int8."""
@@ -102,14 +108,13 @@ def everything(network: ModelProto) -> dict[str, NodePlan]:
 def ranges(
     network: ModelProto, feeds: list[dict[str, np.ndarray]], everything: dict[str, NodePlan]
 ) -> dict[str, Range]:
-    return collect_ranges(
-        network.SerializeToString(), lambda: feeds, calibrated_tensors(network, everything), MinMax(), Silent()
-    )
+    tensors = calibrated_tensors(network, everything)
+    return collect_ranges(Graph(network.SerializeToString()), lambda: labelled(feeds), tensors, MinMax(), Silent())
 
 
 @pytest.fixture(scope="session")
 def plan(network: ModelProto, everything: dict[str, NodePlan], ranges: dict[str, Range]) -> ComponentPlan:
-    return component_plan(network.SerializeToString(), everything, ranges)
+    return component_plan(Graph(network.SerializeToString()), everything, ranges)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.errors import StageError
 from vlaopt.quantization.dynamic import write_dynamic
 from vlaopt.quantization.plan import ComponentPlan, component_plan, plan_nodes
@@ -17,7 +18,7 @@ from vlaopt.quantization.structure import quantized_layers, structural_check
 @pytest.fixture
 def dynamic(network: ModelProto) -> ComponentPlan:
     nodes = plan_nodes({"vision": network}, scheme="int8-dynamic", rules=[("vision", "int8-dynamic")])["vision"]
-    return component_plan(b"", nodes, {})
+    return component_plan(Graph(b""), nodes, {})
 
 
 @pytest.mark.parametrize("weights", ["per-channel", "per-tensor"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import ModelProto, numpy_helper
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.errors import StageError
 from vlaopt.graph.topology import opset_of
 from vlaopt.quantization.placement import Activations, activation_parameters, write_qdq
@@ -56,7 +57,9 @@ def test_onnx_runtime_computes_every_planned_layer_in_integers(network: ModelPro
     from vlaopt.backends import EngineOptions
     from vlaopt.backends.onnxruntime import BACKEND
 
-    engine = BACKEND.build(write_qdq(network, plan, activations="uint8").SerializeToString(), EngineOptions(threads=1))
+    engine = BACKEND.build(
+        Graph(write_qdq(network, plan, activations="uint8").SerializeToString()), EngineOptions(threads=1)
+    )
     assert engine.precisions == {"int8": 4}
 
 
@@ -99,7 +102,7 @@ def test_the_model_given_is_left_alone_and_equal_plans_give_equal_bytes(
 
 def test_a_plan_without_int8_gives_the_same_graph_back(network: ModelProto) -> None:
     nodes = plan_nodes({"vision": network}, scheme="int8", rules=[("vision", "fp32")])["vision"]
-    result = write_qdq(network, component_plan(b"", nodes, {}), activations="uint8")
+    result = write_qdq(network, component_plan(Graph(b""), nodes, {}), activations="uint8")
     assert [node.name for node in result.graph.node] == [node.name for node in network.graph.node]
 
 
@@ -136,7 +139,7 @@ def test_stored_int8_makes_recurrent_weights_a_quarter_and_changes_little(
 ) -> None:
     nodes = plan_nodes({"vision": recurrent}, scheme="int8", rules=[("vision", "int8-weights")])["vision"]
     assert calibrated_tensors(recurrent, nodes) == []
-    quantized = write_qdq(recurrent, component_plan(b"", nodes, {}), activations="int8")
+    quantized = write_qdq(recurrent, component_plan(Graph(b""), nodes, {}), activations="int8")
     structural_check(quantized, "int8")
     run = request.getfixturevalue(library)
     feed = {"tokens": np.array([[1, 2, 3, 4, 5, 9]], np.int64)}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.errors import StageError
 from vlaopt.quantization.placement import write_qdq
 from vlaopt.quantization.plan import ComponentPlan, component_plan, plan_nodes
@@ -92,7 +93,7 @@ def test_an_unquantized_graph_has_no_quantized_layers(network: ModelProto) -> No
 def test_nvidias_builder_takes_the_int8_form(quantized: ModelProto, recurrent: ModelProto) -> None:
     trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed", exc_type=ImportError)
     nodes = plan_nodes({"vision": recurrent}, scheme="int8", rules=[("vision", "int8-weights")])["vision"]
-    stored = write_qdq(recurrent, component_plan(b"", nodes, {}), activations="int8")
+    stored = write_qdq(recurrent, component_plan(Graph(b""), nodes, {}), activations="int8")
     for model in (quantized, stored):
         structural_check(model, "int8")
         logger = trt.Logger(trt.Logger.ERROR)

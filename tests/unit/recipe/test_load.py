@@ -425,9 +425,33 @@ def test_set_is_the_same_as_editing_the_file(write: Write, edit: tuple[str, Any]
 
 def test_the_shipped_recipes_are_sound() -> None:
     found = find_recipes(REPOSITORY / "recipes")
-    assert {path.parent.name for path in found} == {"edge-vla"}
+    targets = {"cpu", "x86-rtx", "x86-gpu", "jetson-orin", "jetson-thor"}
+    policies = ("act", "diffusion", "edge-vla", "smolvla")
+    assert {(path.parent.name, path.stem) for path in found} == {(name, to) for name in policies for to in targets}
     for path in found:
-        assert load_recipe(path, check_paths=False).name == "edge-vla"
+        recipe = load_recipe(path, check_paths=False)
+        assert recipe.name == recipe.policy.type == path.parent.name
+        assert recipe.target.name == {"cpu": "cpu-x86"}.get(path.stem, path.stem)
+
+
+def test_the_shipped_recipes_fit_a_screen() -> None:
+    for path in find_recipes(REPOSITORY / "recipes"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 60, path
+        assert max(map(len, lines)) <= 120, path
+
+
+@pytest.mark.parametrize("policy", ["act", "diffusion", "smolvla"])
+def test_a_shipped_recipe_without_its_checkpoint_says_what_it_looked_for(tmp_path: Path, policy: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes((REPOSITORY / "recipes" / policy / "jetson-orin.yaml").read_bytes())
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    wanted = ["policy.checkpoint", "calibration.path"]
+    if policy == "smolvla":
+        wanted.insert(1, "policy.hub_overrides.vlm_model_name")
+    assert [problem.where.rpartition(":")[2] for problem in caught.value.problems if problem.where] == wanted
+    assert all("no such file or folder" in problem.message for problem in caught.value.problems)
 
 
 def test_find_recipes_lists_broken_ones_and_no_other_yaml(tmp_path: Path) -> None:

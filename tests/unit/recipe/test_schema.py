@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlaopt.recipe.load import load_recipe
+from vlaopt.recipe.load import find_recipes, load_recipe
 from vlaopt.recipe.model import BUILT_SCHEMES, Quantize, Recovery
 from vlaopt.recipe.schema import keys_as_markdown, recipe_keys, recipe_schema
 from vlaopt.target import list_targets, load_target
@@ -57,9 +57,9 @@ def test_the_readme_lists_every_target_as_its_file_says() -> None:
 
 def test_the_readme_lists_every_shipped_recipe_as_its_file_says() -> None:
     text = README.read_text(encoding="utf-8")
-    for path in sorted((README.parent / "edge-vla").glob("*.yaml")):
+    for path in find_recipes(README.parent):
         recipe = load_recipe(path, check_paths=False)
-        [row] = re.findall(rf"^\| `edge-vla/{path.name}` \|.*$", text, re.MULTILINE)
+        [row] = re.findall(rf"^\| `{path.parent.name}/{path.name}` \|.*$", text, re.MULTILINE)
         pruning = "none" if recipe.prune.method == "none" else f"{recipe.prune.method} {recipe.prune.amount:g}"
         assert f"| `{recipe.target.name}` | {pruning} | {recipe.quantize.scheme} |" in row
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from vlaopt.tensors import Array, pack
 
 
 class FakeSession:
-    """A session that computes `function(**feeds)`; remembers the feeds of every call."""
+    """A session that computes `function(**feeds)`; remembers the feeds of every call, and what may stay in it."""
 
     inputs = ()
     outputs = ()
@@ -33,7 +33,8 @@ class FakeSession:
         self.function = function
         self.calls: list[dict[str, Array]] = []
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], resident: Collection[str] = ()) -> dict[str, Array]:
+        self.resident = set(resident)
         self.calls.append({name: value.copy() for name, value in feeds.items()})
         return self.function(**feeds)
 

@@ -1,4 +1,4 @@
-"""The promise: the euler loop integrates as written, in float32, and components are called by the names they take."""
+"""The promise: every loop runs as written, in float32, and components are called by the names they take."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlaopt.artifact.policy_spec import PolicySpec
+from vlaopt.artifact.policy_spec import AutoregressiveLoop, Component, DiffusionLoop, PolicySpec, TensorSpec
 from vlaopt.errors import InputError
-from vlaopt.runtime.loop import check_noise, draw_noise, run_loop
+from vlaopt.runtime.loop import check_noise, draw_noise, noise_shape, run_loop
+from vlaopt.tensors import Array
 
 OBSERVATION = {"joints": np.asarray([1, 2], np.float32)}
 NOISE = np.asarray([[[1, -1], [0.5, 2]]], np.float32)
@@ -98,6 +99,8 @@ def test_noise_follows_its_law(flow: Any) -> None:
     assert uniform is not None
     assert uniform.dtype == np.float32
     assert 0 <= uniform.min() < 0.001 < 0.999 < uniform.max() < 1
+    wide = flow(lambda x, t: x, law="uniform", shape=(200, 100), low=-3, high=5)[0].spec
+    assert draw_noise(wide, np.random.default_rng(0)) == pytest.approx(uniform * 8 - 3, abs=1e-5)
 
 
 def test_a_policy_without_noise_draws_none_and_takes_none(tiny_spec: PolicySpec) -> None:
@@ -118,3 +121,198 @@ def test_a_policy_without_noise_draws_none_and_takes_none(tiny_spec: PolicySpec)
 def test_noise_of_another_form_is_refused(flow: Any, noise: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         flow(lambda x, t: x)[0].predict_chunk(OBSERVATION, noise)
+
+
+def tensor(name: str, *shape: int, dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def diffusing(flow: Any, kind: str, *, steps: int = 3) -> PolicySpec:
+    """The flow policy as a denoising one: x [1, 2, 2], t int64 [1] and prefix to e, six timesteps."""
+    base: PolicySpec = flow(lambda x, t: x)[0].spec
+    step = Component(
+        kind="step",
+        inputs=(tensor("x", 1, 2, 2), tensor("t", 1, dtype="int64"), tensor("prefix", 1, 2)),
+        outputs=(tensor("e", 1, 2, 2),),
+    )
+    names = {"step": "aflow", "state_input": "x", "time_input": "t", "prediction_output": "e"}
+    alphas = (0.95, 0.8, 0.6, 0.4, 0.2, 0.1)
+    loop = DiffusionLoop(kind=kind, steps=steps, prediction="sample", alphas_cumprod=alphas, **names)
+    return base.model_copy(update={"components": {**base.components, "aflow": step}, "loop": loop})
+
+
+def denoising(fake_session: Any, spec: PolicySpec, clean: Array, noise: Array) -> tuple[Array, Any]:
+    """The state after the loop where the network always predicts `clean`, and the session of the step."""
+    sessions = {
+        "eye": fake_session(lambda state: {"prefix": state * 2}),
+        "aflow": fake_session(lambda x, t, prefix: {"e": clean}),
+    }
+    state = run_loop(spec, sessions, {"state": np.ones((1, 2), np.float32)}, noise)["x"]
+    return state, sessions["aflow"]
+
+
+def test_a_denoising_step_is_told_its_timestep_in_the_form_it_takes(flow: Any, fake_session: Any) -> None:
+    state, session = denoising(fake_session, diffusing(flow, "ddim"), 3 * NOISE, NOISE)
+    assert [call["t"].tolist() for call in session.calls] == [[4], [2], [0]]
+    assert {call["t"].dtype for call in session.calls} == {np.dtype(np.int64)}
+    assert np.array_equal(session.calls[0]["x"], NOISE)
+    # The last step of ddim goes all the way to what the network says is clean.
+    assert np.array_equal(state, 3 * NOISE)
+
+
+def test_ddpm_takes_its_first_state_and_every_later_draw_from_the_noise(flow: Any, fake_session: Any) -> None:
+    spec = diffusing(flow, "ddpm")
+    noise = np.random.default_rng(0).standard_normal((3, 2, 2), dtype=np.float32)
+    state, session = denoising(fake_session, spec, 3 * NOISE, noise)
+    assert np.array_equal(session.calls[0]["x"], noise[:1])
+    for row in range(3):
+        changed = noise.copy()
+        changed[row] += 1
+        _, other = denoising(fake_session, spec, 3 * NOISE, changed)
+        same = [np.array_equal(a["x"], b["x"]) for a, b in zip(session.calls, other.calls, strict=True)]
+        assert same == [True] * row + [False] * (3 - row)
+    assert state == pytest.approx(3 * NOISE, abs=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("ddim", 1), ("ddpm", 3)])
+def test_noise_is_all_that_one_prediction_needs(flow: Any, kind: str, rows: int) -> None:
+    spec = diffusing(flow, kind)
+    assert noise_shape(spec) == (rows, 2, 2)
+    drawn = draw_noise(spec, np.random.default_rng(0))
+    assert drawn is not None
+    assert check_noise(spec, drawn) is drawn
+    for other in (rows - 1, rows + 1):
+        with pytest.raises(InputError, match=rf"noise: shape \[{other}, 2, 2\] given, \[{rows}, 2, 2\] needed"):
+            check_noise(spec, np.zeros((other, 2, 2), np.float32))
+
+
+WORDS = 7
+END = 6
+
+
+def talking(*, max_length: int = 5) -> PolicySpec:
+    """state → read → kv_0; step (token, position, kv_0) → logits, kv_1, which is the next kv_0; speak: tokens → raw."""
+    ids = tensor("tokens", 1, max_length, dtype="int64")
+    token, position = tensor("token", 1, 1, dtype="int64"), tensor("position", 1, dtype="int64")
+    cache = tensor("kv_0", 1, 4)
+    components = {
+        "read": Component(kind="prefix", inputs=(tensor("state", 1, 2),), outputs=(cache,)),
+        "word": Component(
+            kind="decode",
+            inputs=(token, position, cache),
+            outputs=(tensor("logits", 1, WORDS), tensor("kv_1", 1, 4)),
+        ),
+        "aloud": Component(kind="head", inputs=(ids, tensor("state", 1, 2)), outputs=(tensor("raw", 1, 2, 2),)),
+    }
+    return PolicySpec.model_validate(
+        {
+            "type": "talking",
+            "action_dim": 2,
+            "components": components,
+            "loop": AutoregressiveLoop(
+                max_length=max_length,
+                step="word",
+                token_input="token",
+                position_input="position",
+                logits_output="logits",
+                tokens_output="tokens",
+                start_token=3,
+                end_token=END,
+                cache={"kv_1": "kv_0"},
+            ),
+            "chunk": {"size": 2, "n_action_steps": 2},
+            "preprocess": [
+                {"kind": "normalise", "input": "joints", "output": "state", "size": 2, "statistics": "unit"}
+            ],
+            "postprocess": {"input": "raw", "statistics": "unit"},
+        }
+    )
+
+
+def words(fake_session: Any, sentence: list[int]) -> dict[str, Any]:
+    """Sessions of `talking` that say `sentence`, and write every token into the cache at its position."""
+
+    def word(token: Array, position: Array, kv_0: Array) -> dict[str, Array]:
+        logits, cache = np.zeros((1, WORDS), np.float32), kv_0.copy()
+        logits[0, sentence[int(position[0])]] = 1
+        cache[0, int(position[0]) % 4] = float(token[0, 0])
+        return {"logits": logits, "kv_1": cache}
+
+    return {
+        "read": fake_session(lambda state: {"kv_0": np.zeros((1, 4), np.float32)}),
+        "word": fake_session(word),
+        "aloud": fake_session(lambda tokens, state: {"raw": np.full((1, 2, 2), tokens.sum(), np.float32)}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("sentence", "said", "calls"),
+    [([2, 4, END, 1, 1], [2, 4, END, END, END], 3), ([END], [END] * 5, 1), ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], 5)],
+)
+def test_tokens_are_taken_greedily_until_the_end(
+    fake_session: Any, sentence: list[int], said: list[int], calls: int
+) -> None:
+    spec, sessions = talking(), words(fake_session, sentence)
+    assert spec.order() == ["read", "word", "aloud"]
+    result = run_loop(spec, sessions, {"state": np.zeros((1, 2), np.float32)}, None)
+    assert (result["tokens"].tolist(), result["tokens"].dtype) == ([said], np.int64)
+    assert result["raw"][0, 0, 0] == sum(said)
+    steps = sessions["word"].calls
+    assert [call["token"].tolist() for call in steps] == [[[token]] for token in [3, *said][:calls]]
+    assert [call["position"].tolist() for call in steps] == [[position] for position in range(calls)]
+    assert len(sessions["read"].calls) == len(sessions["aloud"].calls) == 1
+
+
+def test_the_cache_goes_round(fake_session: Any) -> None:
+    sessions = words(fake_session, [1, 2, 4, END])
+    run_loop(talking(), sessions, {"state": np.zeros((1, 2), np.float32)}, None)
+    caches = [call["kv_0"][0].tolist() for call in sessions["word"].calls]
+    assert caches == [[0, 0, 0, 0], [3, 0, 0, 0], [3, 1, 0, 0], [3, 1, 2, 0]]
+
+
+def test_logits_that_are_not_finite_are_refused(fake_session: Any) -> None:
+    sessions = words(fake_session, [1])
+    sessions["word"].function = lambda token, position, kv_0: {
+        "logits": np.full((1, WORDS), np.nan, np.float32),
+        "kv_1": kv_0,
+    }
+    with pytest.raises(InputError, match="logits: not finite"):
+        run_loop(talking(), sessions, {"state": np.zeros((1, 2), np.float32)}, None)
+
+
+def test_what_only_components_take_may_stay_in_the_backend(flow: Any, fake_session: Any) -> None:
+    policy, sessions = flow(lambda x, t: x)
+    policy.predict_chunk(OBSERVATION, NOISE)
+    assert (sessions["eye"].resident, sessions["aflow"].resident) == ({"prefix"}, set())
+    spoken = words(fake_session, [1, END])
+    run_loop(talking(), spoken, {"state": np.zeros((1, 2), np.float32)}, None)
+    assert (spoken["read"].resident, spoken["word"].resident) == ({"kv_0"}, {"kv_1"})
+    assert spoken["aloud"].resident == set()
+
+
+def test_what_the_actions_are_made_from_stays_not_even_where_a_component_takes_it(
+    tiny_spec: PolicySpec, fake_session: Any
+) -> None:
+    watch = Component(kind="single", inputs=(tensor("raw", 1, 3, 2),), outputs=(tensor("score", 1),))
+    spec = tiny_spec.model_copy(update={"components": {**tiny_spec.components, "watch": watch}})
+    sessions = {
+        "eye": fake_session(lambda image: {"feature": np.ones((1, 1), np.float32)}),
+        "arm": fake_session(lambda state, feature: {"raw": np.zeros((1, 3, 2), np.float32)}),
+        "watch": fake_session(lambda raw: {"score": raw[0, 0, :1]}),
+    }
+    given = {"image": np.zeros((1, 3, 2, 2), np.float32), "state": np.zeros((1, 2), np.float32)}
+    assert {"raw", "score"} <= run_loop(spec, sessions, given, None).keys()
+    assert [sessions[name].resident for name in ("eye", "arm", "watch")] == [{"feature"}, set(), set()]
+
+
+def test_nothing_stays_in_the_backend_that_a_tap_or_another_backend_sees(flow: Any, fake_session: Any) -> None:
+    policy, sessions = flow(lambda x, t: x)
+    policy.predict_chunk(OBSERVATION, NOISE, tap=lambda name, given, made: None)
+    assert sessions["eye"].resident == set()
+
+    class Another(fake_session):  # type: ignore[misc]
+        pass
+
+    mixed = {"eye": sessions["eye"], "aflow": Another(sessions["aflow"].function)}
+    run_loop(policy.spec, mixed, {"state": np.zeros((1, 2), np.float32)}, NOISE)
+    assert sessions["eye"].resident == set()

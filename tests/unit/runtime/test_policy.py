@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.unit.runtime.conftest import unit_statistics
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.policy_spec import PolicySpec
 from vlaopt.errors import InputError
@@ -179,3 +180,62 @@ def test_another_seed_is_another_sequence(flow: Any) -> None:
     other = Policy(spec, one.processors, sessions, backend="fake", seed=8)
     assert isinstance(one.processors, Processors)
     assert not np.array_equal(one.predict_chunk(JOINTS), other.predict_chunk(JOINTS))
+
+
+def remembering(flow: Any, **fields: Any) -> Policy:
+    """The flow policy with a history of two, whose actions are the states it sees, the older one first."""
+    policy, sessions = flow(lambda x, t: x)
+    spec = PolicySpec.model_validate({**policy.spec.model_dump(by_alias=True), "history": 2, **fields})
+    sessions["eye"].function = lambda state: {"prefix": state}
+    sessions["aflow"].function = lambda x, t, prefix: {"v": prefix}
+    return Policy(spec, Processors(spec, unit_statistics), sessions, backend="fake")
+
+
+def joints(*values: float) -> Array:
+    return np.asarray([[value] * 2 for value in values], np.float32)
+
+
+ZERO = np.zeros((1, 2, 2), np.float32)
+
+
+def test_a_history_is_seen_whole_filled_or_row_by_row_of_a_batch(flow: Any) -> None:
+    policy = remembering(flow)
+    assert np.array_equal(policy.predict_chunk({"joints": joints(3, 7)}, ZERO), joints(3, 7))
+    assert np.array_equal(policy.predict_chunk({"joints": joints(5)[0]}, ZERO), joints(5, 5))
+    batch = np.stack([joints(1, 2), joints(3, 4), joints(5, 6)])
+    assert np.array_equal(policy.predict_chunk({"joints": batch}, ZERO), batch)
+
+
+def test_predict_remembers_the_steps_before(flow: Any) -> None:
+    fixed = {"law": "uniform", "shape": (1, 2, 2), "low": 0, "high": 1e-9}
+    policy = remembering(flow, chunk={"size": 2, "n_action_steps": 1}, noise=fixed)
+    older = []
+    for value in (1, 2, 3):
+        assert policy.needs_observation
+        older.append(policy.predict({"joints": joints(value)[0]}))
+    assert np.stack(older) == pytest.approx(joints(1, 1, 2), abs=1e-6)
+    policy.reset()
+    assert policy.predict({"joints": joints(9)[0]}) == pytest.approx(joints(9)[0], abs=1e-6)
+
+
+def test_an_ensemble_is_the_mean_of_chunks(flow: Any) -> None:
+    policy, sessions = flow(still)
+    ensemble = {"size": 2, "n_action_steps": 1, "ensemble": 0.0}
+    spec = PolicySpec.model_validate({**policy.spec.model_dump(by_alias=True), "chunk": ensemble})
+    averaged = Policy(spec, policy.processors, sessions, backend="fake", seed=7)
+    chunks = [policy.predict_chunk(JOINTS) for _ in range(2)]
+    actions = [averaged.predict(JOINTS) for _ in range(2)]
+    assert np.array_equal(actions[0], chunks[0][0])
+    assert actions[1] == pytest.approx((chunks[0][1] + chunks[1][0]) / 2)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "reference"])
+def test_tensors_that_stay_in_the_backend_change_nothing(
+    tiny_artifact: Artifact, tiny_observation: dict[str, Any], backend: str
+) -> None:
+    policy = open_artifact(tiny_artifact, backend=backend)
+    seen: list[dict[str, Array]] = []
+    watched = policy.predict_chunk(tiny_observation, tap=lambda name, given, made: seen.append({**given, **made}))
+    assert all(isinstance(value, np.ndarray) for tensors in seen for value in tensors.values())
+    for _ in range(3):
+        assert np.array_equal(policy.predict_chunk(tiny_observation), watched)

@@ -25,7 +25,8 @@ STATISTICS = {
 
 
 def tokenizer(length: int = 4) -> bytes:
-    words = tokenizers.Tokenizer(WordLevel({"[PAD]": 0, "push": 1, "the": 2, "button": 3, "?": 4}, unk_token="?"))
+    known = {"[PAD]": 0, "push": 1, "the": 2, "button": 3, "?": 4, "!": 5}
+    words = tokenizers.Tokenizer(WordLevel(known, unk_token="?"))
     words.pre_tokenizer = Whitespace()
     words.enable_padding(length=length)
     words.enable_truncation(length)
@@ -61,6 +62,28 @@ def test_a_frame_of_bytes_becomes_channels_first_in_zero_to_one(spec: PolicySpec
         assert image[0, channel, row, column] == pytest.approx(frame[row, column, channel] / 255, rel=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["mean-std", "min-max", "quantiles", "quantiles-10"])
+def test_both_forms_of_a_frame_are_normalised_per_channel_and_left_as_they_were(
+    spec: PolicySpec, observation: dict[str, Any], mode: Any
+) -> None:
+    image = spec.preprocess[0].model_copy(update={"mode": mode, "statistics": "camera"})
+    normalised = spec.model_copy(update={"preprocess": (image, *spec.preprocess[1:])})
+    one, two = np.asarray([0.1, 0.2, 0.3], np.float32), np.asarray([0.5, 0.9, 1.3], np.float32)
+    ends = {"min-max": ("min", "max"), "quantiles": ("q01", "q99"), "quantiles-10": ("q10", "q90")}
+    first, second = ends.get(mode, ("mean", "std"))
+    processors = Processors(normalised, reader({**STATISTICS, f"camera.{first}": one, f"camera.{second}": two}))
+    frame = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
+    pixels = frame.transpose(2, 0, 1) / np.float64(255)
+    low, high = one[:, None, None].astype(np.float64), two[:, None, None].astype(np.float64)
+    expected = (pixels - low) / high if mode == "mean-std" else 2 * (pixels - low) / (high - low) - 1
+    for camera in (frame, pixels.astype(np.float32)):
+        kept = camera.copy()
+        tensor = processors.prepare({**observation, "camera": camera})["image"]
+        assert (tensor.dtype, tensor.shape, tensor.flags["C_CONTIGUOUS"]) == (np.float32, (1, 3, 2, 2), True)
+        assert tensor[0] == pytest.approx(expected, abs=1e-6)
+        assert np.array_equal(camera, kept)
+
+
 def test_a_float_frame_is_taken_as_it_is(spec: PolicySpec, observation: dict[str, Any]) -> None:
     frame = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 2, 2)
     image = Processors(spec, reader()).prepare({**observation, "camera": frame})["image"]
@@ -82,6 +105,61 @@ def test_vectors_are_normalised_and_sentences_become_tokens(spec: PolicySpec, ob
     assert tensors["state"].dtype == np.float32
     assert tensors["tokens"].tolist() == [[1, 2, 3, 0]]
     assert tensors["tokens"].dtype == np.int64
+
+
+def test_a_suffix_is_put_behind_a_sentence_once_and_the_mask_marks_what_is_no_padding(
+    tiny_spec: PolicySpec, observation: dict[str, Any]
+) -> None:
+    words = TokeniseProcessor(
+        input="task", output="tokens", max_length=4, asset="tokenizer.json", suffix=" !", mask="token_mask"
+    )
+    masked = tiny_spec.model_copy(update={"preprocess": (*tiny_spec.preprocess, words)})
+    processors = Processors(masked, reader())
+    for task in ("push", "push !"):
+        tensors = processors.prepare({**observation, "task": task})
+        assert tensors["tokens"].tolist() == [[1, 5, 0, 0]]
+        assert tensors["token_mask"].tolist() == [[True, True, False, False]]
+        assert (tensors["token_mask"].dtype, tensors["token_mask"].shape) == (np.bool_, (1, 4))
+
+
+def test_a_history_is_processed_step_by_step(spec: PolicySpec, observation: dict[str, Any]) -> None:
+    one, three = Processors(spec, reader()), Processors(spec.model_copy(update={"history": 3}), reader())
+    frames = np.random.default_rng(0).integers(0, 256, (3, 2, 2, 3), dtype=np.uint8)
+    joints = np.arange(6, dtype=np.float32).reshape(3, 2)
+    past = three.prepare({**observation, "camera": frames, "joints": joints})
+    assert (past["image"].shape, past["state"].shape) == ((1, 3, 3, 2, 2), (1, 3, 2))
+    assert past["tokens"].tolist() == [[1, 2, 3, 0]]
+    for step in range(3):
+        now = one.prepare({**observation, "camera": frames[step], "joints": joints[step]})
+        assert np.array_equal(past["image"][:, step], now["image"])
+        assert np.array_equal(past["state"][:, step], now["state"])
+
+
+def test_one_time_step_stands_for_the_whole_history(spec: PolicySpec, observation: dict[str, Any]) -> None:
+    processors = Processors(spec.model_copy(update={"history": 2}), reader())
+    twice = {name: np.stack([value] * 2) for name, value in observation.items() if name != "task"}
+    once, full = processors.prepare(observation), processors.prepare({**observation, **twice})
+    assert once.keys() == full.keys()
+    assert all(np.array_equal(once[name], full[name]) for name in full)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"joints": np.zeros((2, 2), np.float32)}, "differ in their time dimension: camera without"),
+        (
+            {"camera": np.zeros((3, 2, 2, 3), np.uint8), "joints": np.zeros((3, 2), np.float32)},
+            r"camera: shape \[3, 2, 2, 3\] given, \[2, 2, 2, 3\] needed",
+        ),
+        ({"camera": None}, "camera: NoneType given"),
+        ({"joints": np.zeros(3, np.float32)}, r"joints: shape \[2, 3\] given, \[2, 2\] needed"),
+    ],
+)
+def test_a_wrong_history_is_refused_by_name(
+    spec: PolicySpec, observation: dict[str, Any], changed: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        Processors(spec.model_copy(update={"history": 2}), reader()).prepare({**observation, **changed})
 
 
 def test_many_different_sentences_are_all_tokenised(spec: PolicySpec, observation: dict[str, Any]) -> None:
@@ -170,6 +248,42 @@ def test_actions_that_are_not_finite_are_refused_even_where_clipping_would_hide_
         Processors(tiny_spec, reader()).actions({"raw": raw})
 
 
+def test_rows_of_the_past_and_columns_of_padding_are_left_out(tiny_spec: PolicySpec) -> None:
+    later = tiny_spec.model_copy(update={"chunk": tiny_spec.chunk.model_copy(update={"start": 2})})
+    raw = np.full((1, 7, 4), np.nan, np.float32)
+    raw[0, 2:5, :2] = [[0, 0], [1, 1], [2, 2]]
+    actions = Processors(later, reader()).actions({"raw": raw})
+    assert actions.tolist() == [[10, 20], [11, 20.5], [12, 21]]
+    with pytest.raises(InputError, match=r"raw: the components gave shape \[1, 4, 4\], \[1, 5, 2\] needed"):
+        Processors(later, reader()).actions({"raw": raw[:, :4]})
+
+
+@pytest.mark.parametrize("mode", ["identity", "mean-std", "min-max", "quantiles", "quantiles-10"])
+def test_actions_come_back_to_the_policys_units(tiny_spec: PolicySpec, mode: Any) -> None:
+    ends = {f"action.{key}": floats(*values) for key, values in (("min", (-1, 2)), ("max", (3, 9)))}
+    quantiles = {f"action.{key}": floats(v, 2 * v) for key, v in (("q01", 1), ("q10", 2), ("q90", 3), ("q99", 4))}
+    post = Unnormalise(input="raw", statistics="action", mode=mode, eps=1e-8)
+    processors = Processors(
+        tiny_spec.model_copy(update={"postprocess": post}), reader({**STATISTICS, **ends, **quantiles})
+    )
+    raw = np.random.default_rng(0).standard_normal((1, 3, 2), dtype=np.float32)
+    actions = processors.actions({"raw": raw})
+    kept = actions.copy()
+    assert processors.in_policy_units(actions) == pytest.approx(raw[0], abs=1e-5)
+    assert np.array_equal(actions, kept)
+    assert (mode == "identity") == np.array_equal(actions, raw[0])
+
+
+def test_the_unit_of_errors_is_the_deviation_or_one_where_an_action_never_changed(tiny_spec: PolicySpec) -> None:
+    assert Processors(tiny_spec, reader()).action_std().tolist() == [1, 0.5]
+    still = Processors(tiny_spec, reader({**STATISTICS, "action.std": floats(0, 0.5)}))
+    assert still.action_std().tolist() == [1, 0.5]
+    assert still.actions({"raw": np.ones((1, 3, 2), np.float32)}).tolist() == [[10, 20.5]] * 3
+    free = tiny_spec.model_copy(update={"postprocess": Unnormalise(input="raw", statistics="action", mode="identity")})
+    with pytest.raises(InputError, match=r"no action\.std among the statistics"):
+        Processors(free, reader({k: v for k, v in STATISTICS.items() if k != "action.std"}))
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 1), (1, 2, 2), (3, 2), (2, 3, 2)])
 def test_actions_of_another_shape_are_refused(tiny_spec: PolicySpec, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"raw: the components gave shape .*, \[1, 3, 2\] needed"):
@@ -179,11 +293,12 @@ def test_actions_of_another_shape_are_refused(tiny_spec: PolicySpec, shape: tupl
 @pytest.mark.parametrize(
     ("statistics", "reason"),
     [
-        ({**STATISTICS, "state.std": floats(1, 0)}, "state.std: not positive everywhere"),
-        ({**STATISTICS, "state.std": floats(1, -1)}, "state.std: not positive everywhere"),
+        ({**STATISTICS, "state.std": floats(1, 0)}, "state.std: nothing to divide by at 1"),
+        ({**STATISTICS, "state.std": floats(1, -1)}, "state.std: negative at 1"),
         ({**STATISTICS, "action.mean": floats(1, np.nan)}, "action.mean: not finite"),
         ({**STATISTICS, "action.mean": floats(1)}, r"action.mean: shape \[1\] given, \[2\] needed"),
         ({**STATISTICS, "state.mean": np.zeros(2)}, "state.mean: dtype float64"),
+        ({**STATISTICS, "action.std": floats(1, -1)}, "action.std: negative at 1"),
         ({"state.mean": floats(1, 2)}, "no state.std among the statistics"),
         ({}, "no state.mean among the statistics"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlaopt.calibration import Recorder
 from vlaopt.errors import InputError
 from vlaopt.sim import TASKS, episode_seed, evaluate, tasks_named, wilson_interval
 
@@ -116,3 +118,17 @@ def test_a_policy_with_a_queue_is_shown_only_what_it_looks_at() -> None:
     policy = Idle(look_every=2)
     evaluate(policy, tasks=["drawer-open"], episodes=1, max_steps=4)
     assert [bool(observation) for observation in policy.seen] == [True, False, True, False]
+
+
+@needs_simulator
+def test_what_is_recorded_for_calibration_is_never_what_a_policy_is_judged_on(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "set", capacity=16)
+    watched = recorder.watch(Idle())
+    record = evaluate(
+        watched, tasks=["drawer-open"], episodes=2, max_steps=8, split="calibration", phrasings="training"
+    )
+    assert record.tasks[0].seeds == tuple(episode_seed("calibration", 0, "drawer-open", index) for index in range(2))
+    samples = recorder.close()
+    assert 8 <= len(samples) <= 16 and samples.card.episodes == 2
+    (task,) = tasks_named(["drawer-open"])
+    assert set(samples.card.instructions) <= set(task.training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from onnx import TensorProto
 
+from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions, get
 from vlaopt.backends.tensorrt import cuda
 from vlaopt.backends.tensorrt.rtx import BACKEND, FILE, RtxBackend, _meaning
@@ -18,60 +19,62 @@ without_driver = pytest.mark.skipif(cuda.driver_problem() is None, reason="this 
 
 def test_an_engine_is_built_for_a_gpu_that_is_not_here(graphs):
     for graph in graphs.values():
-        engine = BACKEND.build(graph, ADA)
+        engine = BACKEND.build(Graph(graph), ADA)
         assert len(engine.files[FILE]) > 10_000
         assert engine.precisions == {}
         assert "not audited" in engine.notes[0]
 
 
 def test_equal_graphs_give_equal_engines(graphs):
-    assert BACKEND.build(graphs["lstm"], ADA) == BACKEND.build(graphs["lstm"], ADA)
+    assert BACKEND.build(Graph(graphs["lstm"]), ADA) == BACKEND.build(Graph(graphs["lstm"]), ADA)
 
 
 def test_one_engine_serves_two_generations_of_gpu(graphs):
     both = EngineOptions(compute_capabilities=("8.6", "12.0"), settings={"workspace_mib": 64})
-    assert BACKEND.build(graphs["conv"], both).files[FILE] != BACKEND.build(graphs["conv"], ADA).files[FILE]
+    assert (
+        BACKEND.build(Graph(graphs["conv"]), both).files[FILE] != BACKEND.build(Graph(graphs["conv"]), ADA).files[FILE]
+    )
 
 
 def test_fp8_is_built_where_the_gpu_has_it_and_refused_with_the_reason_where_not(quantized_graph):
     fp8 = quantized_graph(TensorProto.FLOAT8E4M3FN)
-    assert BACKEND.build(fp8, ADA).files[FILE]
+    assert BACKEND.build(Graph(fp8), ADA).files[FILE]
     with pytest.raises(StageError, match=r"sm86, because the model contains HW-specific datatypes: fp8_e4m3"):
-        BACKEND.build(fp8, EngineOptions(compute_capabilities=("8.6",)))
+        BACKEND.build(Graph(fp8), EngineOptions(compute_capabilities=("8.6",)))
 
 
 def test_uint8_quantization_is_refused_instead_of_read_as_int8(quantized_graph):
     with pytest.raises(StageError, match="uint8 quantization as int8"):
-        BACKEND.build(quantized_graph(TensorProto.UINT8), ADA)
+        BACKEND.build(Graph(quantized_graph(TensorProto.UINT8)), ADA)
 
 
 def test_the_parser_names_the_node(one_node):
     with pytest.raises(StageError, match=r"node 'my/node 1' \(Mystery\): .*Plugin not found"):
-        BACKEND.build(one_node("Mystery", domain="maker.example"), ADA)
+        BACKEND.build(Graph(one_node("Mystery", domain="maker.example")), ADA)
 
 
 @pytest.mark.parametrize("percent", [0, 1, 50, 99])
 def test_a_graph_cut_anywhere_is_refused(percent, graphs):
     graph = graphs["conv"]
     with pytest.raises(StageError, match=r"refuses the graph|cannot build the engine"):
-        BACKEND.build(graph[: len(graph) * percent // 100], ADA)
+        BACKEND.build(Graph(graph[: len(graph) * percent // 100]), ADA)
 
 
 def test_a_compute_capability_that_rtx_lacks_is_refused_with_those_it_has(graphs):
     with pytest.raises(EnvironmentProblem, match=r"does not build for compute capability 8\.7") as caught:
-        BACKEND.build(graphs["conv"], EngineOptions(compute_capabilities=("8.7",)))
+        BACKEND.build(Graph(graphs["conv"]), EngineOptions(compute_capabilities=("8.7",)))
     assert "8.9" in caught.value.hint
 
 
 @pytest.mark.parametrize(("key", "value"), [("workspace_mib", -1), ("workspace_mib", True), ("cuda_graph", "yes")])
 def test_a_setting_of_the_wrong_kind_is_refused(key, value, graphs):
     with pytest.raises(InputError, match=f"'{key}' is"):
-        BACKEND.build(graphs["conv"], EngineOptions(compute_capabilities=("8.9",), settings={key: value}))
+        BACKEND.build(Graph(graphs["conv"]), EngineOptions(compute_capabilities=("8.9",), settings={key: value}))
 
 
 def test_a_build_reports_its_progress(graphs):
     seen: list[tuple[str, int, int]] = []
-    RtxBackend(progress=lambda phase, step, steps: seen.append((phase, step, steps))).build(graphs["conv"], ADA)
+    RtxBackend(progress=lambda phase, step, steps: seen.append((phase, step, steps))).build(Graph(graphs["conv"]), ADA)
     assert len(seen) > 10
     assert all(0 <= step <= steps for _, step, steps in seen)
     assert seen[-1][1] == seen[-1][2]
@@ -83,7 +86,7 @@ def test_without_a_driver_the_reason_is_told_and_nothing_is_deserialised(graphs)
     with pytest.raises(EnvironmentProblem, match=r"cannot run here: no .*NVIDIA driver"):
         BACKEND.open({FILE: b"rubbish"}, ADA)
     with pytest.raises(InputError, match="no compute capability to build for is named"):
-        BACKEND.build(graphs["conv"], EngineOptions())
+        BACKEND.build(Graph(graphs["conv"]), EngineOptions())
 
 
 def test_an_engine_with_other_files_is_refused():

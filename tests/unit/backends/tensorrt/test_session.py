@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vlaopt.backends import Port
+from vlaopt.backends import Port, Resident
 from vlaopt.backends.tensorrt.cuda import Stream
 from vlaopt.backends.tensorrt.session import TensorRtSession
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
@@ -25,12 +25,15 @@ class Cuda:
     """`cuda.bindings.runtime` on host memory: every call answers a tuple that starts with its error code."""
 
     cudaError_t = enum.IntEnum("cudaError_t", {"cudaSuccess": 0, "cudaErrorMemoryAllocation": 2})
-    cudaMemcpyKind = enum.IntEnum("cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2})
+    cudaMemcpyKind = enum.IntEnum(
+        "cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2, "cudaMemcpyDeviceToDevice": 3}
+    )
 
     def __init__(self, full_after: int = 99) -> None:
         self.memory: dict[int, object] = {}
         self.full_after = full_after
         self.streams = 0
+        self.copies: list[str] = []
 
     def cudaStreamCreate(self):
         self.streams += 1
@@ -56,6 +59,7 @@ class Cuda:
     cudaFreeHost = cudaFree
 
     def cudaMemcpyAsync(self, to, source, size, kind, stream):
+        self.copies.append(kind.name.removeprefix("cudaMemcpy"))
         ctypes.memmove(to, source, size)
         return (self.cudaError_t.cudaSuccess,)
 
@@ -111,6 +115,33 @@ def test_feeds_travel_to_the_device_and_outputs_come_back_as_copies():
     first = opened.run({"x": np.array([[1, 2, 3]], np.float32)})["y"]
     opened.run({"x": np.zeros((1, 3), np.float32)})
     assert first.tolist() == [[2, 4, 6]]
+
+
+def test_a_resident_output_goes_from_session_to_session_on_the_device_and_only_once():
+    cuda = Cuda()
+    first, second = session(cuda), session(cuda)
+    kept = first.run({"x": np.array([[1, 2, 3]], np.float32)}, resident=("y",))
+    assert cuda.copies == ["HostToDevice"]
+    cuda.copies.clear()
+    assert [second.run({"x": kept["y"]})["y"].tolist() for _ in range(3)] == [[[4, 8, 12]]] * 3
+    assert cuda.copies == ["DeviceToDevice", *["DeviceToHost"] * 3]
+    again = first.run({"x": np.array([[5, 5, 5]], np.float32)}, resident=("y",))
+    assert second.run({"x": again["y"]})["y"].tolist() == [[20, 20, 20]]
+    assert second.run({"x": np.ones((1, 3), np.float32)})["y"].tolist() == [[2, 2, 2]]
+    assert second.run({"x": again["y"]})["y"].tolist() == [[20, 20, 20]]
+
+
+def test_a_session_takes_its_own_resident_output():
+    opened = session(Cuda())
+    value = np.ones((1, 3), np.float32)
+    for _ in range(4):
+        value = opened.run({"x": value}, resident=("y",))["y"]
+    assert opened.run({"x": value})["y"].tolist() == [[32, 32, 32]]
+
+
+def test_a_resident_of_another_backend_is_refused():
+    with pytest.raises(InputError, match="'x' stays in the memory of openvino"):
+        session(Cuda()).run({"x": Resident("openvino", "float32", (1, 3), None)})
 
 
 def test_wrong_feeds_are_refused_by_name():
