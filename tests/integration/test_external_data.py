@@ -29,6 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SAME_FORMS = ("engine.minimum_speedup=0", "engine.backend=onnxruntime")
 """What ships is measured, and two builds of so small a policy may differ in it."""
 
+ALIKE = {"none": 1e-4, "int8": 0.05}
+"""Standard deviations. A bias that lies outside is not merged into its product, and not rounded with it."""
+
 
 def built(folder: Path, scheme: str, limit: int) -> Artifact:
     """The toy policy, built where an ONNX file may hold `limit` bytes of weights."""
@@ -36,13 +39,13 @@ def built(folder: Path, scheme: str, limit: int) -> Artifact:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(policies.BUILT_IN, "toy-flow", "tests.toy_flow")
         patch.setattr(external, "LIMIT", limit)
-        patch.setattr(external, "SMALLEST", 1024)
+        patch.setattr(external, "SMALLEST", 128)
         return build(recipe, output=folder / str(limit), store=Store(folder / f"store-{limit}")).artifact
 
 
 @pytest.mark.parametrize("scheme", ["none", "int8"])
 def test_the_artifact_of_a_large_policy_does_what_that_of_a_small_one_does(folder: Path, scheme: str) -> None:
-    within, outside = built(folder, scheme, external.LIMIT), built(folder, scheme, 1024)
+    within, outside = built(folder, scheme, external.LIMIT), built(folder, scheme, 256)
     data = [entry.path for entry in outside.manifest.files if entry.path.endswith(".onnx.data")]
     assert "onnx/prefix.onnx.data" in data
     assert all(outside.has(path.removesuffix(".data")) for path in data if path.startswith("onnx/"))
@@ -55,11 +58,11 @@ def test_the_artifact_of_a_large_policy_does_what_that_of_a_small_one_does(folde
             policy = vlaopt.open(artifact.path, backend=backend)
             noise = np.random.default_rng(1).standard_normal((1, 8, 3), dtype=np.float32)
             chunks.append(policy.predict_chunk(toy_flow.observation(200), noise) / policy.processors.action_std())
-        np.testing.assert_allclose(chunks[0], chunks[1], atol=1e-4, err_msg=backend)
+        np.testing.assert_allclose(chunks[0], chunks[1], atol=ALIKE[scheme], err_msg=backend)
 
 
 def test_a_published_artifact_is_read_by_plain_tools(folder: Path) -> None:
-    artifact = built(folder, "none", 1024)
+    artifact = built(folder, "none", 256)
     for name in ("vision", "prefix", "step"):
         path = str(artifact.path / "onnx" / f"{name}.onnx")
         onnx.checker.check_model(path, full_check=True)

@@ -52,6 +52,8 @@ _PRECISIONS = {
 _MATRIX_KERNEL = re.compile(r"Conv|MatMul|Gemm|LSTM|GRU|RNN|Attention|Einsum")
 _INTEGER_KERNEL = re.compile(r"QLinear|QGemm|DynamicQuantize|\w+Integer")
 _EIGHT_BIT = (b"QLinear", b"QGemm", b"Integer")
+# Makes a Gemm of a product and its bias before it looks for 8-bit products, which the two then are not.
+_BREAKS_PAIRS = "MatMulAddFusion"
 # These take packed low-bit weights in uint8 but calculate in the type of their first input.
 _WEIGHT_ONLY = ("MatMulNBits", "MatMulBnb4")
 
@@ -241,7 +243,8 @@ def inference_session(graph: Graph, options: Any) -> Any:
         # Always, or ONNX Runtime would look for the data of a graph that has none in the working directory.
         name, data = (graph.data_name, graph.data) if graph.data else ("none", b"none")
         options.add_external_initializers_from_files_in_memory([name], [data], [len(data)])
-        session = ort.InferenceSession(graph.model, options, providers=[PROVIDER])
+        disabled = [_BREAKS_PAIRS] if _eight_bit(graph.model) else []
+        session = ort.InferenceSession(graph.model, options, providers=[PROVIDER], disabled_optimizers=disabled)
         # Kept to open it again with other providers: as much memory as the weights take in the session itself.
         session._model_bytes = None
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception

@@ -53,7 +53,7 @@ def encode_from(model: ModelProto, component: str, read: Reader) -> Graph:
     result, packed = without_initializers(model), io.BytesIO()
     for tensor in model.graph.initializer:
         written = result.graph.initializer.add()
-        if size(tensor) < SMALLEST and not is_outside(tensor):
+        if size(tensor) < max(SMALLEST, 1) and not is_outside(tensor):
             written.CopyFrom(tensor)
         else:
             packed.write(b"\0" * (-packed.tell() % _ALIGNMENT))
