@@ -59,6 +59,10 @@ class Target(Section):
     activations: Literal["uint8", "int8"] = Field(
         description="Q/DQ form of activations that its backends want: asymmetric uint8 or symmetric int8."
     )
+    reduce_range: bool = Field(
+        default=False,
+        description="Whether weights have 7 bits: 8-bit products saturate on x86 CPUs without VNNI when they have 8.",
+    )
     precisions: Many[Precision] = Field(description="Precisions that every machine of the class computes in.")
     compute_capabilities: Many[ComputeCapability] = Field(default=(), description="Of its GPUs, such as `8.7`.")
     tensorrt: VersionRange | None = Field(default=None, description="Versions of TensorRT, such as `>=10.3,<11`.")

@@ -14,24 +14,29 @@ from vlaopt.graph.external import array
 from vlaopt.graph.topology import constants, tensor_names, unique
 from vlaopt.quantization.placement import checked, drop_unused
 from vlaopt.quantization.plan import ComponentPlan, WeightScales
-from vlaopt.quantization.weights import Layer, attribute, layers, quantize_weight
+from vlaopt.quantization.weights import WEIGHT_LIMIT, Layer, attribute, layers, quantize_weight
 from vlaopt.tensors import Array
 
 
 def write_dynamic(
-    model: ModelProto, plan: ComponentPlan, data: bytes = b"", *, weights: WeightScales = "per-channel"
+    model: ModelProto,
+    plan: ComponentPlan,
+    data: bytes = b"",
+    *,
+    weights: WeightScales = "per-channel",
+    limit: int = WEIGHT_LIMIT,
 ) -> ModelProto:
     """The graph with the plan's `int8-dynamic` nodes in integers; its other nodes as they are.
 
-    `data` is where the weights lie that are not in `model`. A tensor is quantized once however many nodes take it. The
-    integer product keeps its node's name. Raises StageError when the plan names a node that has no dynamic form.
+    `data` is where the weights lie that are not in `model`. A tensor is quantized once however many nodes take it,
+    weights to codes of at most `limit`. The integer product keeps its node's name. Raises StageError when the plan names a node that has no dynamic form.
     """
     known = layers(model)
     chosen = {name: known.get(name) for name in plan.named("int8-dynamic")}
     for name, layer in chosen.items():
         if layer is None or layer.activation is None or layer.obstacle or layer.node.op_type == "Conv":
             raise StageError(f"the plan wants dynamic int8 of {name!r}, which has no such form in this graph")
-    writer = _Writer(model, data, weights)
+    writer = _Writer(model, data, weights, limit)
     for node in model.graph.node:
         layer = chosen.get(node.name)
         if layer:
@@ -42,12 +47,13 @@ def write_dynamic(
 
 
 class _Writer:
-    def __init__(self, model: ModelProto, data: bytes, weights: WeightScales) -> None:
+    def __init__(self, model: ModelProto, data: bytes, weights: WeightScales, limit: int) -> None:
         self._data = data
         self._model = ModelProto()
         self._model.CopyFrom(model)
         self._constants = constants(model.graph)
         self._per_channel = weights == "per-channel"
+        self._limit = limit
         self._taken = tensor_names(model.graph)
         self._names = {node.name for node in model.graph.node}
         self._nodes: list[NodeProto] = []
@@ -97,7 +103,7 @@ class _Writer:
         if key not in self._weights:
             values = array(self._constants[tensor], self._data)
             values = values.T if transposed else values
-            codes, scale = quantize_weight(values, 1 if self._per_channel else None)
+            codes, scale = quantize_weight(values, 1 if self._per_channel else None, limit=self._limit)
             names = self._constant(f"{tensor}_quantized", codes), self._constant(f"{tensor}_scale", scale)
             self._weights[key] = names
         return self._weights[key]

@@ -21,7 +21,15 @@ from vlaopt.graph.external import array
 from vlaopt.graph.naming import tidy
 from vlaopt.graph.topology import constants, consumers, tensor_names, unique
 from vlaopt.quantization.plan import ComponentPlan, WeightScales
-from vlaopt.quantization.weights import SMALLEST_SCALE, Layer, Weight, layers, quantize_weight, quantized_outputs
+from vlaopt.quantization.weights import (
+    SMALLEST_SCALE,
+    WEIGHT_LIMIT,
+    Layer,
+    Weight,
+    layers,
+    quantize_weight,
+    quantized_outputs,
+)
 from vlaopt.tensors import Array
 
 Activations = Literal["uint8", "int8"]
@@ -37,14 +45,15 @@ def write_qdq(
     *,
     activations: Activations,
     weights: WeightScales = "per-channel",
+    limit: int = WEIGHT_LIMIT,
 ) -> ModelProto:
     """The graph with the plan's `int8` and `int8-weights` nodes between Q/DQ nodes; its other nodes as they are.
 
     `model` is the FP32 graph that the plan was made for, `data` where the weights lie that are not in it. A tensor is
-    quantized once however many nodes take it. Raises StageError when the plan names a node that the graph lacks, or
+    quantized once however many nodes take it, weights to codes of at most `limit`. Raises StageError when the plan names a node that the graph lacks, or
     lacks the range of an activation.
     """
-    return _Writer(model, data, plan, activations, weights).write()
+    return _Writer(model, data, plan, activations, weights, limit).write()
 
 
 def activation_parameters(low: float, high: float, activations: Activations) -> tuple[Array, Array]:
@@ -60,7 +69,13 @@ class _Writer:
     """One graph being written. Nodes are collected in `_nodes` in an order that stays topological."""
 
     def __init__(
-        self, model: ModelProto, data: bytes, plan: ComponentPlan, activations: Activations, weights: WeightScales
+        self,
+        model: ModelProto,
+        data: bytes,
+        plan: ComponentPlan,
+        activations: Activations,
+        weights: WeightScales,
+        limit: int,
     ) -> None:
         self._data = data
         self._model = ModelProto()
@@ -69,6 +84,7 @@ class _Writer:
         self._plan = plan
         self._activations = activations
         self._per_channel = weights == "per-channel"
+        self._limit = limit
         self._constants = constants(self._graph)
         self._taken = tensor_names(self._graph) | {node.name for node in self._graph.node}
         self._nodes: list[NodeProto] = []
@@ -128,7 +144,8 @@ class _Writer:
         """The dequantized weight's tensor and its scales; one for all nodes that share it with equal scales."""
         values = array(self._constants[weight.tensor], self._data)
         axis = weight.axis if self._per_channel else None
-        codes, scale = quantize_weight(values, axis, floor if self._per_channel else float(np.max(floor)))
+        floor = floor if self._per_channel else float(np.max(floor))
+        codes, scale = quantize_weight(values, axis, floor, limit=self._limit)
         key = (weight.tensor, weight.axis, scale.tobytes())
         if key not in self._weights:
             result = unique(f"{weight.tensor}_dequantized", self._taken)

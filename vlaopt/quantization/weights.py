@@ -23,6 +23,13 @@ STORED_OPERATORS = frozenset({"Gather", "GRU", "LSTM", "RNN"})
 WEIGHT_LIMIT = 127
 """Symmetric: -128 has no opposite, and TensorRT's zero point is always 0."""
 
+REDUCED_LIMIT = 64
+"""Two products of a uint8 activation and such a weight still fit into int16: 2 · 255 · 64 < 2^15.
+
+x86 CPUs without VNNI add products in pairs in int16 (VPMADDUBSW) and saturate: ONNX Runtime 1.31 and OpenVINO 2026.4
+both gave products that were off by a tenth of their size with weights up to 127, and exact ones with weights up to 64.
+"""
+
 SMALLEST_SCALE = 2.0**-40
 """A scale of 0 is not valid ONNX, and the product of two scales must be a normal float32."""
 
@@ -142,16 +149,19 @@ def _shapes(graph: GraphProto) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if shape and all(shape)}
 
 
-def quantize_weight(values: Array, axis: int | None, floor: Array | float = 0.0) -> tuple[Array, Array]:
+def quantize_weight(
+    values: Array, axis: int | None, floor: Array | float = 0.0, *, limit: int = WEIGHT_LIMIT
+) -> tuple[Array, Array]:
     """Symmetric int8 codes of `values`, and the float32 scales: one per index of `axis`, or one for all when None.
 
+    The largest code is `limit`.
     No scale is below `floor` (one per index or one for all) or `SMALLEST_SCALE`, so a channel of zeros has one too.
     """
     others = tuple(at for at in range(values.ndim) if at != axis) if axis is not None else None
     amax = np.abs(values.astype(np.float64)).max(axis=others, initial=0.0)
-    scale = np.maximum(np.maximum(amax / WEIGHT_LIMIT, floor), SMALLEST_SCALE).astype(np.float32)
+    scale = np.maximum(np.maximum(amax / limit, floor), SMALLEST_SCALE).astype(np.float32)
     shape = [1] * values.ndim
     if axis is not None:
         shape[axis] = -1
     codes = np.rint(values.astype(np.float64) / scale.astype(np.float64).reshape(shape))
-    return np.clip(codes, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scale
+    return np.clip(codes, -limit, limit).astype(np.int8), scale

@@ -141,7 +141,7 @@ STAGES = (
         "onnx",
         version=2,
         values=("onnx",),
-        target_values=("activations",),
+        target_values=("activations", "reduce_range"),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
     ),
     Stage(

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 Graph = dict[str, bytes]
 
-SCALES = {"image": 0.03, "k": 0.006, "r": 0.03, "f": 0.01, "w": 0.006}
+SCALES = {"image": 0.03, "k": 0.012, "r": 0.03, "f": 0.01, "w": 0.012}
 
 
 def serialise(nodes: list, inputs: dict, outputs: dict, weights: dict[str, np.ndarray | onnx.TensorProto]) -> bytes:
@@ -102,6 +102,29 @@ def quantized_net(kind: int = TensorProto.INT8) -> bytes:
 @pytest.fixture(scope="session")
 def graphs() -> Graph:
     return {"conv": conv_net(), "lstm": lstm_net(), "int8": quantized_net()}
+
+
+@pytest.fixture(scope="session")
+def product_of_bytes() -> Callable[[int], bytes]:
+    """A product of non-negative uint8 activations (8, 512) with int8 weights, the largest as given."""
+
+    def make(limit: int) -> bytes:
+        codes = np.clip(np.rint(weight(512, 16, seed=3) * 2 * limit), -limit, limit).astype(np.int8)
+        nodes = [
+            *quantized("x", "zero"),
+            helper.make_node("DequantizeLinear", ["w_q", "w_s", "w_zero"], ["w_dq"], name="w/dq"),
+            helper.make_node("MatMul", ["x_dq", "w_dq"], ["y"], name="product"),
+        ]
+        weights = {
+            "x_s": np.float32(0.004),
+            "zero": np.asarray(np.uint8(0)),
+            "w_q": codes,
+            "w_s": np.float32(0.01),
+            "w_zero": np.asarray(np.int8(0)),
+        }
+        return serialise(nodes, {"x": [8, 512]}, {"y": [8, 16]}, {n: np.asarray(w) for n, w in weights.items()})
+
+    return make
 
 
 @pytest.fixture(scope="session")

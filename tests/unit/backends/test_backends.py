@@ -43,6 +43,16 @@ def test_a_backend_agrees_with_the_reference(name, kind, tolerance, graphs):
         assert np.abs(got[port.name] - expected[port.name]).max() < tolerance
 
 
+@pytest.mark.parametrize(("name", "limit"), [("onnxruntime", 127), ("onnxruntime", 64), ("openvino", 64)])
+def test_8_bit_products_do_not_saturate_whatever_the_cpu(name, limit, product_of_bytes):
+    """OpenVINO's do, on x86 without VNNI, when weights have codes above 64: `Target.reduce_range`."""
+    graph = product_of_bytes(limit)
+    feeds = {"x": np.random.default_rng(1).uniform(0.5, 1, (8, 512)).astype(np.float32)}
+    expected = opened("reference", graph).run(feeds)["y"]
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(opened(name, graph).run(feeds)["y"], expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", RUNNERS)
 def test_outputs_are_not_overwritten_by_the_next_run(name, graphs):
     session = opened(name, graphs["lstm"])

@@ -18,7 +18,7 @@ from vlaopt.graph.topology import opset_of
 from vlaopt.quantization.placement import Activations, activation_parameters, write_qdq
 from vlaopt.quantization.plan import ComponentPlan, calibrated_tensors, component_plan, plan_nodes
 from vlaopt.quantization.structure import quantized_layers, structural_check
-from vlaopt.quantization.weights import SMALLEST_SCALE, quantize_weight
+from vlaopt.quantization.weights import REDUCED_LIMIT, SMALLEST_SCALE, WEIGHT_LIMIT, quantize_weight
 
 FORMS: tuple[Activations, ...] = ("uint8", "int8")
 
@@ -164,12 +164,13 @@ def test_a_scale_is_positive_and_its_codes_reach_over_the_range(
         assert -float(scale) * float(zero_point) <= low + float(scale)
 
 
+@pytest.mark.parametrize("limit", [WEIGHT_LIMIT, REDUCED_LIMIT])
 @given(values=hnp.arrays(np.float32, (3, 4), elements=st.floats(-(2.0**66), 2.0**66, width=32)))
-def test_a_weight_is_off_by_at_most_half_its_scale_and_minus_128_is_not_used(values: np.ndarray) -> None:
+def test_a_weight_is_off_by_at_most_half_its_scale_and_within_the_limit(limit: int, values: np.ndarray) -> None:
     for axis in (0, 1, None):
-        codes, scale = quantize_weight(values, axis)
+        codes, scale = quantize_weight(values, axis, limit=limit)
         assert codes.dtype == np.int8
-        assert codes.min() >= -127
+        assert np.abs(codes.astype(int)).max() <= limit
         assert (scale >= SMALLEST_SCALE).all()
         spread = scale if axis is None else scale.reshape((-1, 1) if axis == 0 else (1, -1))
         error = np.abs(codes * spread.astype(np.float64) - values)
