@@ -29,7 +29,8 @@ def write_dynamic(
     """The graph with the plan's `int8-dynamic` nodes in integers; its other nodes as they are.
 
     `data` is where the weights lie that are not in `model`. A tensor is quantized once however many nodes take it,
-    weights to codes of at most `limit`. The integer product keeps its node's name. Raises StageError when the plan names a node that has no dynamic form.
+    weights to codes of at most `limit`. The integer product keeps its node's name. Raises StageError when the plan
+    names a node that has no dynamic form.
     """
     known = layers(model)
     chosen = {name: known.get(name) for name in plan.named("int8-dynamic")}

@@ -50,8 +50,8 @@ def write_qdq(
     """The graph with the plan's `int8` and `int8-weights` nodes between Q/DQ nodes; its other nodes as they are.
 
     `model` is the FP32 graph that the plan was made for, `data` where the weights lie that are not in it. A tensor is
-    quantized once however many nodes take it, weights to codes of at most `limit`. Raises StageError when the plan names a node that the graph lacks, or
-    lacks the range of an activation.
+    quantized once however many nodes take it, weights to codes of at most `limit`. Raises StageError when the plan
+    names a node that the graph lacks, or lacks the range of an activation.
     """
     return _Writer(model, data, plan, activations, weights, limit).write()
 
