@@ -75,7 +75,7 @@ def test_killed_twice_then_built(tmp_path: Path) -> None:
     kill_builds(tmp_path, times=2, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_at_twenty_random_moments_then_built(tmp_path: Path) -> None:
     kill_builds(tmp_path, times=20, seed=1)
 

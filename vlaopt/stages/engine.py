@@ -6,16 +6,19 @@ import platform
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
+from vlaopt.artifact.graph import Graph
 from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, component_path, plain_path
-from vlaopt.backends import Backend, Engine, EngineOptions, Session, Value
+from vlaopt.backends import Backend, EngineOptions, Session, Value
 from vlaopt.benchmark.actions import ActionError
 from vlaopt.benchmark.compare import interleave
 from vlaopt.benchmark.statistics import median
 from vlaopt.errors import EnvironmentProblem, StageError, VlaoptError
+from vlaopt.files import read_file, remove_directory, write_file
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import Golden, Sample, of_sample
@@ -34,20 +37,25 @@ RAISE = "raise the precision of a scope by quantize.rules, or name another engin
 
 @dataclass(frozen=True)
 class Form:
-    """One component compiled in one form, open."""
+    """One component compiled in one form; no session where it cannot run here.
 
-    engine: Engine
-    session: Session
+    Its files lie on the disk: those of every form on every backend may not fit into memory.
+    """
+
+    files: Mapping[str, Path]
+    size: int
+    precisions: Mapping[str, int]
+    notes: tuple[str, ...]
+    session: Session | None = None
 
 
 @dataclass(frozen=True)
 class Built:
-    """One component compiled in the form that ships; no session where it cannot run here."""
+    """One component in the form that ships."""
 
     variant: Variant
     reason: str
-    engine: Engine
-    session: Session | None
+    form: Form
 
 
 @dataclass(frozen=True)
@@ -73,17 +81,19 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     options = EngineOptions(threads=recipe.engine.threads, compute_capabilities=tuple(target.compute_capabilities))
     usable = _usable(wanted)
     here = [name for name in usable if backends.get(name).runnable() is None]
+    compiled = draft.folder / "compiled"
     if here:
-        chosen, others = _choose(recipe, source, here, options, progress)
+        chosen, others = _choose(recipe, source, here, options, compiled, progress)
         _write(draft, chosen.backend, machine_of(target), options, chosen.components)
         for name, built in chosen.components.items():
             if built.variant == "plain" and source.has(plain_path(name)):
                 draft.write_graph(component_path(name), source.graph(plain_path(name)), "component")
         draft.metrics["engine"] |= {**others, "action_error": chosen.error.to_json()}
     else:
-        components = _build_only(source, backends.get(usable[0]), options, progress)
+        components = _build_only(source, backends.get(usable[0]), options, compiled, progress)
         _write(draft, usable[0], machine_of(target), options, components)
         draft.metrics["engine"]["not_run"] = backends.get(usable[0]).runnable()
+    remove_directory(compiled)
     draft.write_json("reports/engine.json", draft.metrics["engine"], "report")
 
 
@@ -122,7 +132,7 @@ def _usable(names: Sequence[str]) -> list[str]:
 
 
 def _choose(
-    recipe: Recipe, source: Artifact, names: list[str], options: EngineOptions, progress: Progress
+    recipe: Recipe, source: Artifact, names: list[str], options: EngineOptions, folder: Path, progress: Progress
 ) -> tuple[Candidate, dict[str, Any]]:
     """The fastest candidate whose gates hold, and what became of every candidate."""
     golden = Golden.of(source)
@@ -130,7 +140,7 @@ def _choose(
     refused: dict[str, str] = {}
     for name in names:
         try:
-            candidates.append(_candidate(recipe, source, name, options, golden, progress))
+            candidates.append(_candidate(recipe, source, name, options, folder / name, progress))
         except VlaoptError as error:
             if len(names) == 1:
                 raise
@@ -160,15 +170,20 @@ def _choose(
 
 
 def _candidate(
-    recipe: Recipe, source: Artifact, name: str, options: EngineOptions, golden: Golden, progress: Progress
+    recipe: Recipe,
+    source: Artifact,
+    name: str,
+    options: EngineOptions,
+    folder: Path,
+    progress: Progress,
 ) -> Candidate:
     """The policy on one backend, each component in the form that the measurement speaks for."""
-    library = backends.get(name)
+    library, golden = backends.get(name), Golden.of(source)
     spec = source.spec()
     forms: dict[str, dict[Variant, Form]] = {}
     with progress.task(f"building on {name}", len(spec.components)) as task:
         for component in spec.order():
-            forms[component] = _forms(recipe, source, component, library, options)
+            forms[component] = _forms(recipe, source, component, library, options, folder / component)
             task.advance()
     times: Mapping[str, Mapping[Variant, float]] = {}
     if any("quantized" in found for found in forms.values()):
@@ -179,17 +194,18 @@ def _candidate(
         planned = source.manifest.metrics["onnx"]["int8_layers"].get(component, 0)
         needed = recipe.engine.minimum_speedup if planned else SIZE_ONLY_SLOWEST
         components[component] = _decide(found, times.get(component, {}), needed)
-    policy = assemble(source, {key: built.session for key, built in components.items() if built.session}, backend=name)
+    sessions = {key: built.form.session for key, built in components.items() if built.form.session}
+    policy = assemble(source, sessions, backend=name)
     return Candidate(name, components, policy, golden_error(policy, golden, progress, f"verifying on {name}"))
 
 
 def _forms(
-    recipe: Recipe, source: Artifact, component: str, library: Backend, options: EngineOptions
+    recipe: Recipe, source: Artifact, component: str, library: Backend, options: EngineOptions, folder: Path
 ) -> dict[Variant, Form]:
     """A component compiled as it may ship. Raises StageError when the backend ignores the planned precision."""
-    main = library.build(source.graph(component_path(component)), options)
     if not source.has(plain_path(component)):
-        return {"plain": Form(main, library.open(main.files, options))}
+        return {"plain": _compile(library, source.graph(component_path(component)), options, folder / "plain")}
+    main = _compile(library, source.graph(component_path(component)), options, folder / "quantized")
     planned = source.manifest.metrics["onnx"]["int8_layers"].get(component, 0)
     achieved = main.precisions.get("int8", 0)
     if achieved < planned * (1 - recipe.engine.allow_shortfall):
@@ -197,11 +213,18 @@ def _forms(
             f"{library.name} runs {achieved} layers of {component} in int8, {planned} were planned",
             hint="name another engine.backend, keep the scope in fp32, or allow it (engine.allow_shortfall)",
         )
-    plain = library.build(source.graph(plain_path(component)), options)
-    return {
-        "plain": Form(plain, library.open(plain.files, options)),
-        "quantized": Form(main, library.open(main.files, options)),
-    }
+    plain = _compile(library, source.graph(plain_path(component)), options, folder / "plain")
+    return {"plain": plain, "quantized": main}
+
+
+def _compile(library: Backend, graph: Graph, options: EngineOptions, folder: Path) -> Form:
+    """One form of a component, its files written to `folder`; opened where the backend runs."""
+    engine = library.build(graph, options)
+    files = {name: folder / name for name in engine.files}
+    for name, data in engine.files.items():
+        write_file(files[name], data)
+    session = library.open(engine.files, options) if library.runnable() is None else None
+    return Form(files, sum(map(len, engine.files.values())), engine.precisions, engine.notes, session)
 
 
 def _component_times(
@@ -213,7 +236,8 @@ def _component_times(
     calls: dict[str, Callable[[Sample], object]] = {}
     variants: tuple[Variant, ...] = ("plain", "quantized")
     for variant in variants:
-        watched[variant] = {name: _Timed(found.get(variant, found["plain"]).session) for name, found in forms.items()}
+        sessions = {name: found.get(variant, found["plain"]).session for name, found in forms.items()}
+        watched[variant] = {name: _Timed(session) for name, session in sessions.items() if session}
         calls[variant] = of_sample(assemble(source, watched[variant], backend=backend).predict_chunk)
     turns = interleave(calls, golden.samples, rounds=ROUNDS, iterations_per_round=ITERATIONS)
     return {
@@ -226,14 +250,15 @@ def _decide(forms: Mapping[Variant, Form], times: Mapping[Variant, float], neede
     """The quantized form when it is as fast as needed, else the plain one, with the measurement as the reason."""
     plain = forms["plain"]
     if "quantized" not in forms:
-        return Built("plain", "nothing in it is quantized", plain.engine, plain.session)
+        return Built("plain", "nothing in it is quantized", plain)
     quantized = forms["quantized"]
     speedup = times["plain"] / times["quantized"]
-    size = sum(map(len, quantized.engine.files.values())) / sum(map(len, plain.engine.files.values()))
-    facts = f"{speedup:.2f}× as fast as plain ({times['quantized']:.3f} ms), {size:.0%} of its size"
+    facts = (
+        f"{speedup:.2f}× as fast as plain ({times['quantized']:.3f} ms), {quantized.size / plain.size:.0%} of its size"
+    )
     if speedup >= needed:
-        return Built("quantized", facts, quantized.engine, quantized.session)
-    return Built("plain", f"quantized it would be {facts}; {needed:g}× as fast was needed", plain.engine, plain.session)
+        return Built("quantized", facts, quantized)
+    return Built("plain", f"quantized it would be {facts}; {needed:g}× as fast was needed", plain)
 
 
 class _Timed:
@@ -256,17 +281,19 @@ class _Timed:
         return median(self._times_ms[first:])
 
 
-def _build_only(source: Artifact, library: Backend, options: EngineOptions, progress: Progress) -> dict[str, Built]:
+def _build_only(
+    source: Artifact, library: Backend, options: EngineOptions, folder: Path, progress: Progress
+) -> dict[str, Built]:
     """Engines for machines other than this one: built from the final graphs, not run."""
     components = {}
     names = source.spec().components
     with progress.task(f"building for {library.name}", len(names)) as task:
         for name in names:
-            engine = library.build(source.graph(component_path(name)), options)
+            form = _compile(library, source.graph(component_path(name)), options, folder / name)
             if source.has(plain_path(name)):
-                components[name] = Built("quantized", "not run here: its speed is measured on the target", engine, None)
+                components[name] = Built("quantized", "not run here: its speed is measured on the target", form)
             else:
-                components[name] = Built("plain", "nothing in it is quantized", engine, None)
+                components[name] = Built("plain", "nothing in it is quantized", form)
             task.advance()
     return components
 
@@ -275,12 +302,12 @@ def _write(draft: Draft, backend: str, machine: str, options: EngineOptions, com
     entries = {}
     for name, built in components.items():
         paths = []
-        for file, data in built.engine.files.items():
+        for file, compiled in built.form.files.items():
             path = f"engines/{machine}/{name}/{file}"
-            draft.write(path, data, "engine")
+            draft.write(path, read_file(compiled), "engine")
             paths.append(path)
         entries[name] = EngineComponent(
-            variant=built.variant, reason=built.reason, files=tuple(paths), precisions=dict(built.engine.precisions)
+            variant=built.variant, reason=built.reason, files=tuple(paths), precisions=dict(built.form.precisions)
         )
     draft.engine = EngineEntry(
         machine=machine,
@@ -299,5 +326,5 @@ def _write(draft: Draft, backend: str, machine: str, options: EngineOptions, com
         "precisions": total,
         "kept_plain": {name: built.reason for name, built in components.items() if built.variant == "plain"},
         "components": {name: entry.model_dump(mode="json", exclude={"files"}) for name, entry in entries.items()},
-        "notes": {name: list(built.engine.notes) for name, built in components.items() if built.engine.notes},
+        "notes": {name: list(built.form.notes) for name, built in components.items() if built.form.notes},
     }
