@@ -43,7 +43,6 @@ def test_it_builds_within_its_time_and_memory_and_acts_as_lerobot_does(
     assert done.returncode == 0, done.stderr
     said = re.search(r"the build took (\d+) s; peak memory ([\d.]+) GiB", done.stderr + done.stdout)
     assert said is not None
-    print(done.stderr)
     assert int(said[1]) < 60 * minutes
     assert float(said[2]) < gib
     path = Path(done.stdout.splitlines()[-1])
