@@ -45,7 +45,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # with it every help would first import all of Rich
 )
 
 
@@ -77,8 +77,10 @@ def run(arguments: list[str]) -> int:
     except VlaoptError as error:
         return _tell(error, debug=debug)
     except typer.TyperException as error:
-        # A command line without a command has printed its help, and has no message.
-        if message := error.format_message():
+        message = error.format_message()
+        if message.startswith("Usage:"):  # of a command line without a command: the help
+            typer.echo(message)
+        else:
             _say(f"error: {message.replace('Value error, ', '')}")
             _say("hint: vlaopt --help lists the commands, vlaopt COMMAND --help its options")
         return USAGE

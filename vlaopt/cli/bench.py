@@ -35,9 +35,10 @@ def bench(
     output: OutputOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure an artifact: paced at the control rate and back-to-back, its actions checked meanwhile.
+    """Measure an artifact, paced at the control rate.
 
-    Needs neither torch nor onnx. The record is kept in this machine's store under the artifact's id.
+    Then back-to-back; its actions are checked meanwhile. Needs neither torch nor onnx. The record is kept in
+    this machine's store under the artifact's id.
     """
     from vlaopt.artifact.artifact import Artifact
     from vlaopt.artifact.store import Store

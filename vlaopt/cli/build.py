@@ -39,9 +39,10 @@ def build(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build the artifact a recipe asks for: export, prune, quantize, onnx, engine, verify, bench.
+    """Build the artifact that a recipe asks for.
 
-    A stage whose inputs have not changed is taken from the store. The last line on stdout is the artifact's path.
+    Runs export, prune, quantize, onnx, engine, verify and bench. A stage whose inputs have not changed is taken from
+    the store. The last line on stdout is the artifact's path.
     """
     from vlaopt import chain
     from vlaopt.artifact.store import Store

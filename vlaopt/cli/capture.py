@@ -48,10 +48,10 @@ def capture(
     name: NameOption = None,
     licence: LicenceOption = "unknown",
 ) -> None:
-    """Run an artifact and make a calibration set of what it sees; prints the set's path.
+    """Run an artifact; make a calibration set of what it sees.
 
-    Kept is a bounded sample, spread over episodes, their phases and their instructions. On a robot use
-    vlaopt.calibration.Recorder, which does the same inside the control loop.
+    Prints the set's path. Kept is a bounded sample, spread over episodes, their phases and their instructions.
+    On a robot use vlaopt.calibration.Recorder, which does the same inside the control loop.
     """
     from vlaopt.calibration.recorder import Recorder
     from vlaopt.errors import InputError

@@ -25,7 +25,10 @@ def compare(
     rounds: Annotated[int, typer.Option(min=10, metavar="N", help="Turns of each.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether B is faster than A: both measured in turns in one process on the same observations."""
+    """Say whether B is faster than A.
+
+    Both are measured in turns in one process on the same observations.
+    """
     from vlaopt.artifact.artifact import Artifact
     from vlaopt.benchmark.compare import compare as judge
     from vlaopt.benchmark.compare import interleave

@@ -67,6 +67,6 @@ def evaluate(
 
 def add_to(app: typer.Typer) -> None:
     """Register the subcommand."""
-    app.command("eval", epilog="Example: vlaopt eval recipes/edge-vla/checkpoint --episodes 1 --task drawer-close")(
+    app.command("eval", epilog="Example: vlaopt eval recipes/edge-vla/checkpoint --task drawer-close --episodes 1")(
         evaluate
     )

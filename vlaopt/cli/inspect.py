@@ -15,7 +15,10 @@ def inspect(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact directory.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what an artifact holds and where it came from, after checking every byte."""
+    """Show what an artifact holds and where it came from.
+
+    Every byte is checked before.
+    """
     from vlaopt.artifact.artifact import Artifact
 
     opened = Artifact.open(artifact)

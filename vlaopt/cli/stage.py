@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from vlaopt.artifact.artifact import Artifact
 
 SUMMARIES = {
-    "export": "Checkpoint to FP32 ONNX components, PolicySpec and golden data, compared with eager.",
-    "prune": "Make the components smaller by the recipe's method, with recovery training where it asks.",
-    "quantize": "Find scales on the calibration set and decide which nodes run in which precision.",
-    "onnx": "Write the final portable graphs: simplified, Q/DQ in, checked.",
-    "engine": "Compile the graphs for the target and audit their precision; on the target, finish an artifact.",
+    "export": "Checkpoint to FP32 ONNX components. PolicySpec and golden data too, all compared with eager.",
+    "prune": "Make the components smaller. By the recipe's method, with recovery training where it asks.",
+    "quantize": "Find scales; decide which nodes run in which precision.",
+    "onnx": "Write the final portable graphs. Simplified, Q/DQ in, checked.",
+    "engine": "Compile the graphs and audit their precision. On the target, finish an artifact.",
 }
 Source = Annotated[
     Path,

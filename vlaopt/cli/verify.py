@@ -24,10 +24,10 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hold an artifact to its gates: every file's digest, and its actions against its golden ones.
+    """Hold an artifact to its gates.
 
-    Needs neither torch nor onnx. With --recipe, stage `verify` runs: held-out observations and closed loop too.
-    Exit code 5 when a gate is missed.
+    Checks every file's digest, and its actions against its golden ones. Needs neither torch nor onnx. With --recipe,
+    stage `verify` runs: held-out observations and closed loop too. Exit code 5 when a gate is missed.
     """
     if not is_artifact(source) or recipe:
         refuse_options(
