@@ -232,7 +232,7 @@ def _session_options(options: EngineOptions) -> Any:
     chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     chosen.intra_op_num_threads = options.threads
     chosen.inter_op_num_threads = 1
-    # Exact 8-bit products on x86 CPUs without VNNI, where weights above 64 would saturate; changes nothing elsewhere.
+    # Exact 8-bit products on x86 CPUs without VNNI, where weights above 64 would saturate.
     chosen.add_session_config_entry("session.x64quantprecision", "1")
     chosen.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings["spinning"] else "0")
     return chosen
