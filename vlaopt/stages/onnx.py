@@ -12,22 +12,17 @@ from vlaopt.artifact.graph import Graph
 from vlaopt.artifact.manifest import component_path, plain_path
 from vlaopt.backends import EngineOptions
 from vlaopt.benchmark.actions import ActionError
-from vlaopt.errors import StageError
-from vlaopt.graph.check import check, load
-from vlaopt.graph.external import decode, encode
+from vlaopt.graph.check import load
+from vlaopt.graph.external import encode
 from vlaopt.graph.simplify import simplify
 from vlaopt.progress import Progress
-from vlaopt.quantization.dynamic import write_dynamic
-from vlaopt.quantization.placement import write_qdq
-from vlaopt.quantization.plan import ComponentPlan, QuantizationPlan, WeightScales
-from vlaopt.quantization.structure import structural_check
-from vlaopt.quantization.weights import REDUCED_LIMIT, WEIGHT_LIMIT
+from vlaopt.quantization.plan import ComponentPlan, QuantizationPlan
+from vlaopt.quantization.writing import write
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.policy import assemble
 from vlaopt.runtime.processors import Processors
 from vlaopt.stages import error_of, golden_actions
-from vlaopt.target import Target
 from vlaopt.tensors import Array
 
 PLAN = "policy/quantization.json"
@@ -48,7 +43,7 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
             final = plain
             component = plan.components.get(name) if plan else None
             if plan and component and _quantized(component):
-                final = _write(name, plain, component, recipe.target, plan.weights)
+                final = write(name, plain, component, recipe.target, plan.weights)
                 draft.write_graph(plain_path(name), plain, "plain")
             draft.write_graph(component_path(name), final, "component")
             size, plain_size = size + final.size, plain_size + plain.size
@@ -80,22 +75,6 @@ def _quantized(component: ComponentPlan) -> list[str]:
 def _int8_layers(component: ComponentPlan) -> int:
     """How many layers are planned to compute in int8; those that only store it do not count."""
     return len(component.named("int8")) + len(component.named("int8-dynamic"))
-
-
-def _write(name: str, plain: Graph, component: ComponentPlan, target: Target, weights: WeightScales) -> Graph:
-    """The quantized graph. Raises StageError when the plan is of another graph or nothing came of it."""
-    if plain.digest != component.graph_digest:
-        raise StageError(f"the quantization plan of {name} was made for another graph", hint="run quantize again")
-    limit, activations = REDUCED_LIMIT if target.reduce_range else WEIGHT_LIMIT, target.activations
-    model = write_qdq(decode(plain), component, plain.data, activations=activations, weights=weights, limit=limit)
-    if component.named("int8-dynamic"):
-        model = write_dynamic(model, component, plain.data, weights=weights, limit=limit)
-    check(model, plain.data, where=component_path(name))
-    structural_check(model, activations)
-    written = encode(model, name, plain.data)
-    if written == plain:
-        raise StageError(f"{name} was to be quantized, but its graph did not change")
-    return written
 
 
 def _measure(source: Artifact, draft: Draft, rewritten: bool, progress: Progress) -> tuple[float, ActionError]:
