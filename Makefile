@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[build,cpu,rtx,data,sim,dev]' $(LEROBOT)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[build,cpu,rtx,data,plot,sim,dev]' $(LEROBOT)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps lerobot torchvision
 	touch $@
 
