@@ -29,7 +29,7 @@ _STYLE: dict[str, Any] = {
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "figure.constrained_layout.use": True,
-    "font.family": ["DejaVu Sans", "Arial", "sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
