@@ -9,6 +9,8 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from tests.unit.quantization import reaching as policies
+from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.graph import Graph
 from vlaopt.progress import Silent
 from vlaopt.quantization.calibrators import MinMax, Range
@@ -145,3 +147,9 @@ def run_openvino() -> Run:
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def reaching(tmp_path_factory: pytest.TempPathFactory, publish: Callable[..., Artifact]) -> policies.Reaching:
+    """A small whole policy with a plan, one node of which has a wrong range. Shared: not to be changed."""
+    return policies.make(tmp_path_factory.mktemp("reaching"), publish)

@@ -1,0 +1,148 @@
+"""A policy with a chosen part of its plan in low precision and the rest in FP32: how far off, and how fast it is."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+
+from vlaopt import backends
+from vlaopt.artifact.artifact import Artifact
+from vlaopt.artifact.graph import Graph
+from vlaopt.backends import EngineOptions, Session
+from vlaopt.benchmark.actions import ActionError, compare_actions
+from vlaopt.errors import EnvironmentProblem, InputError
+from vlaopt.quantization.plan import ComponentPlan, QuantizationPlan
+from vlaopt.quantization.writing import write
+from vlaopt.runtime.golden import Golden
+from vlaopt.runtime.policy import Policy, assemble
+from vlaopt.runtime.timing import component_times
+from vlaopt.target import Target
+
+Choice = Mapping[str, Collection[str]]
+"""The nodes that run as the plan says, by component; a component that is not named runs in FP32."""
+Chosen = tuple[tuple[str, frozenset[str]], ...]
+"""A choice in one form: every component in the policy's order, with those of its nodes that make a difference."""
+
+ROUNDS, ITERATIONS = 10, 10
+KEPT = 3
+"""Forms of a component that stay open besides FP32: each holds the component's weights once more."""
+
+
+class Trials:
+    """Runs choices on golden data. Results are kept: equal choices are run once.
+
+    `graphs` are the FP32 graphs that the plan was made for. Raises EnvironmentProblem where `backend` cannot run here.
+    """
+
+    def __init__(
+        self,
+        source: Artifact,
+        graphs: Mapping[str, Graph],
+        plan: QuantizationPlan,
+        target: Target,
+        *,
+        backend: str,
+        golden: Golden,
+        threads: int = 1,
+    ) -> None:
+        self._library = backends.get(backend)
+        if reason := self._library.missing() or self._library.runnable():
+            raise EnvironmentProblem(f"{backend} cannot run here: {reason}")
+        self._source, self._graphs, self._plan, self._target = source, graphs, plan, target
+        self._spec = source.spec()
+        self._golden = golden
+        self._options = EngineOptions(threads=threads, compute_capabilities=tuple(target.compute_capabilities))
+        self._plain: dict[str, Session] = {}
+        self._open: dict[str, OrderedDict[frozenset[str], Session]] = {}
+        self._errors: dict[Chosen, ActionError] = {}
+
+    def error(self, chosen: Choice) -> ActionError:
+        """The action error of a choice against the golden actions.
+
+        Raises InputError for a node or component that the plan lacks, StageError when the backend refuses a graph.
+        """
+        key = self.normal(chosen)
+        if key not in self._errors:
+            policy = self._assembled(self._sessions(key))
+            self._errors[key] = compare_actions(
+                self._golden.run(policy.predict_chunk),
+                self._golden.actions,
+                std=policy.processors.action_std(),
+                n_action_steps=self._spec.chunk.n_action_steps,
+                gripper=self._spec.gripper,
+            )
+        return self._errors[key]
+
+    def times_ms(self, choices: Mapping[str, Choice]) -> dict[str, dict[str, float]]:
+        """Milliseconds that every component takes of a chunk, in each of the labelled choices.
+
+        They are measured in turns in this process, inside the whole policy; all are open at once. Raises as `error`.
+        """
+        variants = {label: self._sessions(self.normal(chosen)) for label, chosen in choices.items()}
+        return component_times(variants, self._assembled, self._golden.samples, rounds=ROUNDS, iterations=ITERATIONS)
+
+    def size(self, chosen: Choice) -> int:
+        """Bytes of the portable graphs of a choice."""
+        return sum(self._graph(name, nodes).size for name, nodes in self.normal(chosen))
+
+    def normal(self, chosen: Choice) -> Chosen:
+        """The choice in its one form. Raises InputError for a node or component that the plan lacks."""
+        for name, nodes in chosen.items():
+            known = self._plan.components[name].nodes if name in self._plan.components else {}
+            if unknown := sorted(set(nodes) - set(known)):
+                raise InputError(f"the plan of {name} has no node {unknown[0]!r}")
+        return tuple((name, self._effective(name, chosen.get(name, ()))) for name in self._spec.order())
+
+    def _effective(self, name: str, nodes: Collection[str]) -> frozenset[str]:
+        """Those of `nodes` that the plan has in another precision than FP32."""
+        component = self._plan.components.get(name)
+        return frozenset(node for node in nodes if component and component.nodes[node].scheme != "fp32")
+
+    def _assembled(self, sessions: Mapping[str, Session]) -> Policy:
+        return assemble(self._source, sessions, backend=self._library.name)
+
+    def _sessions(self, chosen: Chosen) -> dict[str, Session]:
+        return {name: self._session(name, nodes) for name, nodes in chosen}
+
+    def _session(self, name: str, nodes: frozenset[str]) -> Session:
+        if not nodes:
+            if name not in self._plain:
+                self._plain[name] = self._opened(self._graphs[name])
+            return self._plain[name]
+        kept = self._open.setdefault(name, OrderedDict())
+        if nodes not in kept:
+            kept[nodes] = self._opened(self._graph(name, nodes))
+        kept.move_to_end(nodes)
+        session = kept[nodes]
+        while len(kept) > KEPT:
+            kept.popitem(last=False)
+        return session
+
+    def _opened(self, graph: Graph) -> Session:
+        return self._library.open(self._library.build(graph, self._options).files, self._options)
+
+    def _graph(self, name: str, nodes: frozenset[str]) -> Graph:
+        if not nodes:
+            return self._graphs[name]
+        component = restricted(self._plan.components[name], nodes)
+        return write(name, self._graphs[name], component, self._target, self._plan.weights)
+
+
+def restricted(
+    component: ComponentPlan, nodes: Collection[str], reasons: Mapping[str, str] | None = None
+) -> ComponentPlan:
+    """The plan with all nodes but `nodes` in FP32; `reasons` say why, by node, where the plan's own would be wrong."""
+    told = reasons or {}
+    return component.model_copy(
+        update={
+            "nodes": {
+                name: node.model_copy(
+                    update={
+                        "scheme": node.scheme if name in nodes else "fp32",
+                        "reason": told.get(name, node.reason),
+                    }
+                )
+                for name, node in component.nodes.items()
+            }
+        }
+    )

@@ -1,0 +1,60 @@
+"""What each component takes inside its whole policy: alone, its weights would stay in the processor's cache as they
+never do on a robot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from vlaopt.backends import Session, Value
+from vlaopt.benchmark.compare import interleave
+from vlaopt.benchmark.statistics import median
+from vlaopt.runtime.golden import Sample, of_sample
+from vlaopt.runtime.policy import Policy
+
+
+def component_times(
+    variants: Mapping[str, Mapping[str, Session]],
+    assembled: Callable[[Mapping[str, Session]], Policy],
+    samples: Sequence[Sample],
+    *,
+    rounds: int,
+    iterations: int,
+) -> dict[str, dict[str, float]]:
+    """Milliseconds that every component takes of a chunk, by variant; the variants are measured in turns.
+
+    That is the median of its calls, times how often a chunk calls it. `assembled` makes a policy of a variant's
+    sessions; `rounds` and `iterations` are those of `interleave`.
+    """
+    watched = {
+        label: {name: _Timed(session) for name, session in sessions.items()} for label, sessions in variants.items()
+    }
+    calls: dict[str, Callable[[Sample], object]] = {
+        label: of_sample(assembled(sessions).predict_chunk) for label, sessions in watched.items()
+    }
+    turns = interleave(calls, samples, rounds=rounds, iterations_per_round=iterations)
+    return {
+        label: {name: session.chunk_ms(turns.warmups[label], turns.count) for name, session in sessions.items()}
+        for label, sessions in watched.items()
+    }
+
+
+class _Timed:
+    """A session that keeps the time of its calls."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self._times_ms: list[float] = []
+
+    def run(self, feeds: Mapping[str, Value], resident: Collection[str] = ()) -> dict[str, Any]:
+        started = time.perf_counter_ns()
+        outputs = self._session.run(feeds, resident)
+        self._times_ms.append((time.perf_counter_ns() - started) / 1e6)
+        return outputs
+
+    def chunk_ms(self, warmups: int, measured: int) -> float:
+        """From its calls in the `measured` chunks that came after `warmups`."""
+        per_chunk = len(self._times_ms) / (warmups + measured)
+        return median(self._times_ms[int(per_chunk * warmups) :]) * per_chunk
