@@ -17,8 +17,8 @@ from vlaopt.quantization.calibrators import CalibratorName, Range
 from vlaopt.quantization.weights import Layer, layers, quantized_outputs
 from vlaopt.scopes import nearest
 
-NodeScheme = Literal["int8", "int8-dynamic", "int8-weights", "fp32"]
-PlanScheme = Literal["int8", "int8-dynamic"]
+NodeScheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8", "nvfp4", "fp16", "bf16", "fp32"]
+PlanScheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8", "nvfp4", "fp16", "bf16", "mixed"]
 WeightScales = Literal["per-channel", "per-tensor"]
 Rules = Sequence[tuple[str, NodeScheme]]
 """Pairs of glob and scheme; of all that cover a node the last decides."""
@@ -86,7 +86,7 @@ class QuantizationPlan(_Frozen):
 
 
 def plan_nodes(
-    models: Mapping[str, ModelProto], *, scheme: PlanScheme, rules: Rules = ()
+    models: Mapping[str, ModelProto], *, scheme: NodeScheme, rules: Rules = ()
 ) -> dict[str, dict[str, NodePlan]]:
     """What every node with weights of every component runs in, by component and node.
 
@@ -121,7 +121,7 @@ def component_plan(graph: Graph, nodes: Mapping[str, NodePlan], ranges: Mapping[
     )
 
 
-def _node_plan(component: str, layer: Layer, scheme: PlanScheme, rules: Rules) -> NodePlan:
+def _node_plan(component: str, layer: Layer, scheme: NodeScheme, rules: Rules) -> NodePlan:
     name, operator = layer.node.name, layer.node.op_type
     decisive = next((rule for rule in reversed(rules) if covers_node(rule[0], component, name)), None)
     if decisive is None:
@@ -131,7 +131,7 @@ def _node_plan(component: str, layer: Layer, scheme: PlanScheme, rules: Rules) -
     return NodePlan(operator=operator, scheme=chosen, reason=reason)
 
 
-def _by_default(layer: Layer, scheme: PlanScheme) -> tuple[NodeScheme, str]:
+def _by_default(layer: Layer, scheme: NodeScheme) -> tuple[NodeScheme, str]:
     possible, obstacle = _possible(layer, scheme)
     if possible != scheme:
         return "fp32", obstacle
