@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,12 +29,20 @@ MINIMUM_COMPUTE_CAPABILITY: dict[Precision, tuple[int, int]] = {
 }
 """First compute capability whose hardware computes in a precision. Source: TensorRT's support matrix."""
 
+_OR = re.compile(r"\s*\|\s*")
+_FEATURE = re.compile(rf"[a-z0-9_]+({_OR.pattern}[a-z0-9_]+)*")
 _CLAUSE = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*([0-9]+(?:\.[0-9]+)*)\s*")
 
 
 def _compute_capability(value: str) -> str:
     if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", value):
         raise ValueError(f"{value!r} is not a compute capability, such as 8.7")
+    return value
+
+
+def _cpu_feature(value: str) -> str:
+    if not _FEATURE.fullmatch(value):
+        raise ValueError(f"{value!r} is not a CPU feature, such as avx2 or avx512_vnni | avx_vnni")
     return value
 
 
@@ -44,6 +53,7 @@ def _version_range(value: str) -> str:
 
 
 ComputeCapability = Annotated[Text, AfterValidator(_compute_capability)]
+CpuFeature = Annotated[Text, AfterValidator(_cpu_feature)]
 VersionRange = Annotated[Text, AfterValidator(_version_range)]
 
 
@@ -64,6 +74,10 @@ class Target(Section):
         description="Whether weights have 7 bits: 8-bit products saturate on x86 CPUs without VNNI when they have 8.",
     )
     precisions: Many[Precision] = Field(description="Precisions that every machine of the class computes in.")
+    cpu_features: Many[CpuFeature] = Field(
+        default=(),
+        description="What every CPU of the class has, named as in /proc/cpuinfo; `a | b` means one of the two.",
+    )
     compute_capabilities: Many[ComputeCapability] = Field(default=(), description="Of its GPUs, such as `8.7`.")
     tensorrt: VersionRange | None = Field(default=None, description="Versions of TensorRT, such as `>=10.3,<11`.")
     engine_built_on: Literal["any", "target"] = Field(
@@ -85,6 +99,8 @@ class Target(Section):
             raise ValueError("precisions lacks fp32, which every target has")
         if (self.kind == "cpu") == bool(self.compute_capabilities):
             raise ValueError(f"kind {self.kind} and compute_capabilities {list(self.compute_capabilities)} disagree")
+        if self.kind != "cpu" and self.cpu_features:
+            raise ValueError(f"cpu_features are for kind cpu, and this is a {self.kind}")
         for precision in self.precisions:
             if reason := self.hardware_lacks(precision):
                 raise ValueError(reason)
@@ -99,9 +115,20 @@ class Target(Section):
         needed = ".".join(map(str, minimum))
         return f"{precision} needs compute capability {needed} or above; {self.name} is SM {', '.join(short)}"
 
+    def cpu_lacks(self, features: Collection[str]) -> str | None:
+        """Why a CPU with these features is not of the class, or None."""
+        return cpu_lacks(self.name, self.cpu_features, features)
+
     def takes_tensorrt(self, version: str) -> bool:
         """Whether a TensorRT version such as '10.3.0.30' lies in the target's range; True when it names none."""
         return self.tensorrt is None or all(_holds(clause, version) for clause in self.tensorrt.split(","))
+
+
+def cpu_lacks(target: str, wanted: Sequence[str], features: Collection[str]) -> str | None:
+    """Why a CPU with these features is none of a target that wants `Target.cpu_features`, or None."""
+    missing = [either for either in wanted if not {*_OR.split(either)} & {*features}]
+    words = " and ".join(_OR.sub(" or ", either) for either in missing)
+    return f"{target} needs a CPU with {words}, which this one lacks" if missing else None
 
 
 def load_target(name_or_path: str, beside: Path | None = None) -> Target:

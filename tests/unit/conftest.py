@@ -127,13 +127,15 @@ def publish_files(
     stage: str = "onnx",
     engine: EngineEntry | None = None,
     unfinished: Finish | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """An artifact of `files` at `final`."""
     with drafted(final) as draft:
         for path, (role, data) in files.items():
             draft.write(path, data, role)
         draft.engine, draft.finish = engine, unfinished
-        finish(draft, name="tiny", version="1.0.0", target="cpu", stage=stage, recipe={}, lineage=(), tools={})
+        fields: dict[str, Any] = {"name": "tiny", "version": "1.0.0", "target": "cpu", "lineage": (), "tools": {}}
+        finish(draft, **fields, stage=stage, recipe=dict(recipe or {}))
     return Artifact.open(final)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlaopt.errors import InputError, RecipeError
-from vlaopt.target import find_target, list_targets, load_target, read_target
+from vlaopt.target import cpu_lacks, find_target, list_targets, load_target, read_target
 
 SOUND = """\
 schema: vlaopt.target/1
@@ -33,7 +33,7 @@ def _write(folder: Path, text: str) -> Path:
 def test_the_shipped_targets_are_sound() -> None:
     assert [load_target(name).name for name in list_targets()] == list(list_targets())
     assert {
-        "cpu-arm", "cpu-x86", "jetson-orin", "jetson-orin-nano", "jetson-thor", "x86-gpu", "x86-rtx",
+        "cpu-arm", "cpu-x86", "cpu-x86-vnni", "jetson-orin", "jetson-orin-nano", "jetson-thor", "x86-gpu", "x86-rtx",
     } <= set(list_targets())  # fmt: skip
 
 
@@ -92,6 +92,8 @@ def test_a_target_that_contradicts_itself_is_refused(tmp_path: Path, old: str, n
         ("memory_mib: 0", "`memory_mib` is 0, but must be at least 1"),
         ("defaults: {engin: {}}", "unknown key `engin`"),
         ("colour: red", "unknown key `colour`"),
+        ("cpu_features: [avx512 or avx2]", "'avx512 or avx2' is not a CPU feature, such as avx2 or "),
+        ("cpu_features: [avx2]", "cpu_features are for kind cpu, and this is a gpu"),
     ],
 )
 def test_an_extra_line_at_fault_is_refused(tmp_path: Path, line: str, match: str) -> None:
@@ -107,6 +109,34 @@ def test_a_range_of_tensorrt_versions_speaks_for_its_builds(tmp_path: Path, vers
     target = read_target(_write(tmp_path, f'{SOUND}tensorrt: ">=10.3, <11"\n'))
     assert target.takes_tensorrt(version) is taken
     assert read_target(_write(tmp_path, SOUND)).takes_tensorrt(version)
+
+
+@pytest.mark.parametrize(
+    ("features", "lacking"),
+    [
+        (("avx2", "avx512_vnni"), None),
+        (("avx2", "avx_vnni"), None),
+        (("avx2", "avx512f"), "cpu-x86-vnni needs a CPU with avx512_vnni or avx_vnni, which this one lacks"),
+        ((), "cpu-x86-vnni needs a CPU with avx512_vnni or avx_vnni, which this one lacks"),
+    ],
+)
+def test_a_cpu_is_of_the_class_that_has_its_features(features: tuple[str, ...], lacking: str | None) -> None:
+    assert load_target("cpu-x86-vnni").cpu_lacks(features) == lacking
+    assert load_target("cpu-x86").cpu_lacks(features) is None
+
+
+def test_every_feature_that_is_missing_is_named() -> None:
+    assert (
+        cpu_lacks("mine", ["avx2", "a|b", "fma"], {"fma"})
+        == "mine needs a CPU with avx2 and a or b, which this one lacks"
+    )
+    assert cpu_lacks("mine", ["avx2", "a|b", "fma"], {"fma", "avx2", "b"}) is None
+
+
+def test_full_8_bit_weights_are_for_cpus_that_multiply_them_exactly() -> None:
+    for target in map(load_target, list_targets()):
+        if target.kind == "cpu" and target.arch == "x86_64":
+            assert target.reduce_range == (target.cpu_lacks({"avx2", "avx512f"}) is None), target.name
 
 
 def test_a_target_goes_through_json_unchanged() -> None:

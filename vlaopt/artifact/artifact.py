@@ -157,6 +157,14 @@ class Artifact:
         except ValidationError as error:
             raise InputError(f"{FILE_NAME}: recipe: {first_problem(error)}", where=str(self.path)) from error
 
+    def cpu_features(self) -> tuple[str, ...]:
+        """`Target.cpu_features` of the target it was built for; none where its manifest does not say."""
+        target = self.manifest.recipe.get("target")
+        wanted = target.get("cpu_features", ()) if isinstance(target, dict) else ()
+        if not isinstance(wanted, list | tuple) or not all(isinstance(feature, str) for feature in wanted):
+            raise InputError(f"{FILE_NAME}: target: cpu_features is not a list of names", where=str(self.path))
+        return tuple(wanted)
+
     def size(self, *roles: Role) -> int:
         """Bytes of the files of these roles."""
         return sum(entry.size for entry in self.manifest.by_role(*roles))

@@ -85,7 +85,7 @@ def read_environment(
     frequency = root / "sys/devices/system/cpu/cpu0/cpufreq"
     load = (_text(root / "proc/loadavg") or "").split()
     memory_kib = _field(_text(root / "proc/meminfo"), "MemTotal")
-    flags = (_field(cpuinfo, "flags") or _field(cpuinfo, "Features") or "").split()
+    flags = _flags(cpuinfo)
     quota = _text(root / "sys/fs/cgroup/cpu.max")
     return Environment(
         system=system,
@@ -114,6 +114,11 @@ def read_environment(
 def machine_key(*, gpu: str | None = None, root: Path = ROOT) -> str:
     """The key of this machine, with its GPU where engines are built for one; see `Environment.machine_key`."""
     return read_environment(gpu=gpu, root=root).machine_key()
+
+
+def cpu_features(root: Path = ROOT) -> frozenset[str]:
+    """All features of this machine's CPUs as /proc/cpuinfo names them; empty where there is none to read."""
+    return frozenset(_flags(_text(root / "proc/cpuinfo")))
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,11 @@ def _field(text: str | None, name: str) -> str | None:
     """The value after `name:` in the first line that has it."""
     found = re.search(rf"^{re.escape(name)}[ \t]*:[ \t]*(.+)$", text or "", re.MULTILINE)
     return found[1].strip() if found else None
+
+
+def _flags(cpuinfo: str | None) -> list[str]:
+    """x86 says `flags`, ARM `Features`."""
+    return (_field(cpuinfo, "flags") or _field(cpuinfo, "Features") or "").split()
 
 
 def _cpus(root: Path, file: str) -> list[Path]:

@@ -12,6 +12,7 @@ from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.manifest import EngineEntry, component_path
 from vlaopt.artifact.policy_spec import PolicySpec
 from vlaopt.backends import EngineOptions, Session
+from vlaopt.benchmark import environment
 from vlaopt.errors import EnvironmentProblem, InputError
 from vlaopt.runtime.adjust import adjusted
 from vlaopt.runtime.guidance import Guidance, check_guidance, steer
@@ -19,7 +20,11 @@ from vlaopt.runtime.loop import Tap, check_noise, draw_noise, run_loop
 from vlaopt.runtime.observations import Observation, batch_size, check_names
 from vlaopt.runtime.processors import Processors
 from vlaopt.runtime.stepping import Stepper
+from vlaopt.target import cpu_lacks
 from vlaopt.tensors import Array
+
+EXACT_EVERYWHERE = ("onnxruntime", "reference")
+"""Backends whose 8-bit products are right whatever features the CPU has: they run portable graphs on any machine."""
 
 
 class Policy:
@@ -156,12 +161,16 @@ def why_not_here(artifact: Artifact) -> str | None:
     if artifact.manifest.engine is None:
         return None
     library = backends.get(artifact.manifest.engine.backend)
-    return library.missing() or library.runnable()
+    return library.missing() or library.runnable() or _cpu_lacks(artifact)
+
+
+def _cpu_lacks(artifact: Artifact) -> str | None:
+    return cpu_lacks(artifact.manifest.target, artifact.cpu_features(), environment.cpu_features())
 
 
 def _open_engine(artifact: Artifact, engine: EngineEntry, threads: int | None) -> dict[str, Session]:
     library = backends.get(engine.backend)
-    if reason := library.missing() or library.runnable():
+    if reason := library.missing() or library.runnable() or _cpu_lacks(artifact):
         raise EnvironmentProblem(
             f"the engine is for {engine.backend} on {engine.machine}, and this machine cannot run it: {reason}",
             where=str(artifact.path),
@@ -176,7 +185,10 @@ def _open_engine(artifact: Artifact, engine: EngineEntry, threads: int | None) -
 
 def _open_portable(artifact: Artifact, backend: str, threads: int | None) -> dict[str, Session]:
     library = backends.get(backend)
-    if reason := library.missing() or library.runnable():
+    reason = library.missing() or library.runnable()
+    if backend not in EXACT_EVERYWHERE:
+        reason = reason or _cpu_lacks(artifact)
+    if reason:
         raise EnvironmentProblem(f"{backend} cannot run here: {reason}", where=str(artifact.path))
     options = EngineOptions(threads=threads or 0)
     return {

@@ -148,7 +148,7 @@ STAGES = (
         "engine",
         version=2,
         values=("engine", "accept"),
-        target_values=("name", "kind", "arch", "backends", "compute_capabilities", "engine_built_on"),
+        target_values=("name", "kind", "arch", "backends", "cpu_features", "compute_capabilities", "engine_built_on"),
         tools=("onnxruntime", "openvino", "tensorrt-rtx-cu13-libs", "tensorrt", "numpy"),
         on_this_machine=True,
     ),

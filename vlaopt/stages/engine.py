@@ -13,7 +13,9 @@ from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.artifact.graph import Graph
 from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, component_path, plain_path
-from vlaopt.backends import Backend, EngineOptions, Session, Value
+from vlaopt.backends import Backend, EngineOptions, Session
+from vlaopt.backends.audit import Audit, audit, planned_precisions
+from vlaopt.benchmark import environment
 from vlaopt.benchmark.actions import ActionError
 from vlaopt.benchmark.compare import interleave
 from vlaopt.benchmark.statistics import median
@@ -109,7 +111,7 @@ def _why_elsewhere(target: Target, wanted: Sequence[str]) -> str | None:
     if platform.machine() != target.arch:
         return f"{target.name} is {target.arch}, this machine is {platform.machine()}"
     if target.kind == "cpu":
-        return None
+        return target.cpu_lacks(environment.cpu_features())
     reasons = {}
     for name in wanted:
         if name not in backends.names():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlaopt.benchmark.energy import EnergyReading, read_energy
-from vlaopt.benchmark.environment import Environment, peak_memory_mib, read_activity, read_environment
+from vlaopt.benchmark.environment import Environment, cpu_features, peak_memory_mib, read_activity, read_environment
 
 Tree = Callable[[Mapping[str, str]], Path]
 
@@ -55,6 +55,15 @@ def test_a_limited_container_on_a_virtual_machine_says_so(tree: Tree) -> None:
     machine = read(tree(XEON), "x86_64")
     assert (machine.container, machine.virtual, machine.cpu_quota) == ("kubepods", True, "150000 100000")
     assert (machine.cpu_features, machine.frequency_mhz) == (("avx2",), None)
+
+
+def test_all_features_of_an_x86_cpu_are_read(tree: Tree, tmp_path: Path) -> None:
+    assert cpu_features(tree(XEON)) == {"fpu", "avx2", "smep", "hypervisor"}
+    assert cpu_features(tmp_path / "nowhere") == frozenset()
+
+
+def test_all_features_of_an_arm_cpu_are_read(jetson: Path) -> None:
+    assert {"asimd", "asimddp", "bf16"} <= cpu_features(jetson)
 
 
 def test_a_machine_that_tells_nothing_is_not_available_and_not_an_error(tmp_path: Path) -> None:

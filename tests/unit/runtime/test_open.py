@@ -14,7 +14,7 @@ from vlaopt.artifact.manifest import EngineEntry, Finish, component_path
 from vlaopt.backends import EngineOptions, Session
 from vlaopt.errors import EnvironmentProblem, InputError
 from vlaopt.runtime import policy as runtime
-from vlaopt.runtime.policy import open_artifact
+from vlaopt.runtime.policy import open_artifact, why_not_here
 from vlaopt.tensors import Array
 
 Publish = Callable[..., Artifact]
@@ -78,6 +78,45 @@ def test_an_engine_this_machine_cannot_run_is_refused_with_the_reason(
     ) as caught:
         open_artifact(built)
     assert "--backend onnxruntime runs the portable graphs" in str(caught.value.hint)
+
+
+@pytest.fixture
+def for_vnni(tmp_path: Path, publish: Publish, tiny_files: Files, tiny_engine: tuple[EngineEntry, Files]) -> Artifact:
+    """The tiny policy with an engine, for a target whose CPUs have VNNI."""
+    entry, files = tiny_engine
+    target = {"cpu_features": ["avx512_vnni | avx_vnni"]}
+    return publish(tmp_path / "vnni", {**tiny_files, **files}, engine=entry, recipe={"target": target})
+
+
+def test_an_engine_opens_only_on_a_cpu_with_the_features_of_its_target(
+    for_vnni: Artifact, tiny_observation: dict[str, Any], tiny_chunk: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime.environment, "cpu_features", lambda: frozenset({"avx2", "avx_vnni"}))
+    assert open_artifact(for_vnni).predict_chunk(tiny_observation) == pytest.approx(tiny_chunk)
+    assert why_not_here(for_vnni) is None
+    monkeypatch.setattr(runtime.environment, "cpu_features", lambda: frozenset({"avx2", "avx512f"}))
+    assert why_not_here(for_vnni) == "cpu needs a CPU with avx512_vnni or avx_vnni, which this one lacks"
+    with pytest.raises(EnvironmentProblem, match="cannot run it: cpu needs a CPU with avx512_vnni or avx_vnni, which"):
+        open_artifact(for_vnni)
+
+
+def test_without_those_features_only_a_backend_that_is_exact_without_them_runs_the_portable_graphs(
+    for_vnni: Artifact, tiny_observation: dict[str, Any], tiny_chunk: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime.environment, "cpu_features", frozenset)
+    with pytest.raises(EnvironmentProblem, match="openvino cannot run here: cpu needs a CPU with avx512_vnni or avx_"):
+        open_artifact(for_vnni, backend="openvino")
+    policy = open_artifact(for_vnni, backend="reference")
+    assert policy.predict_chunk(tiny_observation) == pytest.approx(tiny_chunk, abs=1e-4)
+
+
+def test_features_that_are_no_names_are_refused(
+    tmp_path: Path, publish: Publish, tiny_files: Files, tiny_engine: tuple[EngineEntry, Files]
+) -> None:
+    entry, files = tiny_engine
+    odd = publish(tmp_path / "odd", {**tiny_files, **files}, engine=entry, recipe={"target": {"cpu_features": [5]}})
+    with pytest.raises(InputError, match=r"manifest\.json: target: cpu_features is not a list of names"):
+        open_artifact(odd)
 
 
 def test_an_engine_of_a_backend_that_is_not_there_is_refused(
