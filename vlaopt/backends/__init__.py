@@ -155,12 +155,15 @@ class EngineOptions:
 class Engine:
     """A compiled component: its files by name, and the layers per precision that the backend says it will run.
 
-    `precisions` is the audit: {"int8": 52, "fp32": 13}; empty when the backend cannot tell before it runs.
+    Both are what the audit reads. `precisions` counts, {"int8": 52, "fp32": 13}; `layers` names, {"project/Gemm":
+    "int8"}, the nodes of the portable graph. They are empty when the backend cannot tell before it runs; `layers` also
+    where it only counts (`vlaopt.backends.audit.by_node` helps to find the nodes behind kernels).
     """
 
     files: Mapping[str, bytes]
     precisions: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    layers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Backend(Protocol):

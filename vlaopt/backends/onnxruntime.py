@@ -25,6 +25,7 @@ from vlaopt.backends import (
     graph_of,
     scratch_folder,
 )
+from vlaopt.backends.audit import by_node
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.optional import installed_version, require
 
@@ -51,6 +52,8 @@ _PRECISIONS = {
 }
 _MATRIX_KERNEL = re.compile(r"Conv|MatMul|Gemm|LSTM|GRU|RNN|Attention|Einsum")
 _INTEGER_KERNEL = re.compile(r"QLinear|QGemm|DynamicQuantize|\w+Integer")
+_FUSED = "fused "
+"""What ONNX Runtime puts before the name of a Gemm that it joins with the activation behind it."""
 _EIGHT_BIT = (b"QLinear", b"QGemm", b"Integer")
 # Makes a Gemm of a product and its bias before it looks for 8-bit products, which the two then are not.
 _BREAKS_PAIRS = "MatMulAddFusion"
@@ -156,7 +159,7 @@ class OnnxRuntimeBackend:
         return self.missing()
 
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
-        """Optimise `graph` and count, from one profiled run of the result, the matrix layers per precision.
+        """Optimise `graph` and name, from one profiled run of the result, the matrix layers and their precision.
 
         Matrix layers are convolutions, matrix products and recurrent cells. Inputs of that run are zeros (ones where
         integer or bool), 1 for every dynamic dimension. Raises StageError with ONNX Runtime's reason.
@@ -173,10 +176,12 @@ class OnnxRuntimeBackend:
             else:  # Seen with HardSwish after a DequantizeLinear: expanded there, it gets one dequantizer per consumer.
                 fewer = f"{len(others)} kernels instead of {len(kernels)}"
                 notes.append(f"kept as given: saved optimisations would run {fewer}")
-        precisions = Counter(kernel.precision for kernel in kernels if _MATRIX_KERNEL.search(kernel.operator))
+        products = [kernel for kernel in kernels if _MATRIX_KERNEL.search(kernel.operator)]
+        precisions = Counter(kernel.precision for kernel in products)
         rest = Counter(kernel.operator for kernel in kernels if not _MATRIX_KERNEL.search(kernel.operator))
         notes.append("other kernels: " + (", ".join(f"{n} {name}" for name, n in sorted(rest.items())) or "none"))
-        return Engine(files=chosen.files(FILE), precisions=dict(sorted(precisions.items())), notes=tuple(notes))
+        layers = by_node(graph, [((kernel.name.removeprefix(_FUSED),), kernel.precision) for kernel in products])
+        return Engine(chosen.files(FILE), dict(sorted(precisions.items())), tuple(notes), layers)
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
         """A session on the CPU provider alone, no file touched. Raises InputError when one is missing or damaged."""

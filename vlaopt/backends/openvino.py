@@ -23,6 +23,7 @@ from vlaopt.backends import (
     graph_on_disk,
     scratch_folder,
 )
+from vlaopt.backends.audit import by_node
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.optional import installed_version, require
 
@@ -126,10 +127,10 @@ class OpenVinoBackend:
         return self.missing()
 
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
-        """Convert `graph` to an IR and count, in the compiled IR, the matrix layers per precision.
+        """Convert `graph` to an IR and name, in the compiled IR, the matrix layers and their precision.
 
         Weights keep their precision. Equal graphs give equal bytes. Products that OpenVINO fused into an attention
-        kernel are counted in a note, for it does not tell their precision. Raises StageError with OpenVINO's reason.
+        kernel are of unknown precision, for it does not tell. Raises StageError with OpenVINO's reason.
         """
         config = _config(options)
         files = _convert(graph)
@@ -142,7 +143,8 @@ class OpenVinoBackend:
         notes = ["other layers: " + (", ".join(f"{n} {kind}" for kind, n in sorted(others.items())) or "none")]
         if fused := _fused_products(model, layers):
             notes.append(f"{fused} matrix products fused into Subgraph layers, precision not told")
-        return Engine(files=files, precisions=dict(sorted(precisions.items())), notes=tuple(notes))
+        kernels = [(layer.origins, layer.precision) for layer in layers if _MATRIX_LAYER.search(layer.kind)]
+        return Engine(files, dict(sorted(precisions.items())), tuple(notes), by_node(graph, kernels))
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
         """A session from the IR's bytes, no file touched. Raises InputError when a file is missing or damaged."""

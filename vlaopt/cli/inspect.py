@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,12 +48,15 @@ def inspect(
     if manifest.engine:
         engine = manifest.engine
         terminal.give(f"engine: {engine.backend} {engine.backend_version} for {engine.machine}")
+        audits = manifest.metrics.get("engine", {}).get("audit", {})
         for name, built in engine.components.items():
             layers = (
                 ", ".join(f"{count} {kind}" for kind, count in built.precisions.items())
                 or "precision known on the target only"
             )
             terminal.give(f"  {name}: {built.variant} ({layers}); {built.reason}")
+            if audit := audits.get(name):
+                terminal.give(f"    {_audited(audit)}")
     if manifest.finish:
         terminal.give(f"engine: to be finished on the target: {manifest.finish.command}")
     terminal.give("lineage: " + " → ".join(f"{step.stage} {step.key[:8]}" for step in manifest.lineage))
@@ -61,6 +65,13 @@ def inspect(
     for entry in manifest.files:
         files.add_row(entry.path, entry.role, terminal.size(entry.size), entry.sha256[:12])
     terminal.give_table(files)
+
+
+def _audited(audit: Mapping[str, Any]) -> str:
+    """One line on how far a component runs as planned."""
+    others = ", ".join(f"{node} in {kind}" for node, kind in audit["others"].items())
+    kept = f"{audit['kept']} of {audit['planned']} layers planned in low precision run in it"
+    return f"{kept}; not {others}" if others else kept
 
 
 def add_to(app: typer.Typer) -> None:

@@ -132,7 +132,7 @@ STAGES = (
     ),
     Stage(
         "quantize",
-        version=2,
+        version=3,
         values=("quantize", "calibration"),
         paths=("calibration.path",),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
@@ -146,7 +146,7 @@ STAGES = (
     ),
     Stage(
         "engine",
-        version=2,
+        version=3,
         values=("engine", "accept"),
         target_values=("name", "kind", "arch", "backends", "cpu_features", "compute_capabilities", "engine_built_on"),
         tools=("onnxruntime", "openvino", "tensorrt-rtx-cu13-libs", "tensorrt", "numpy"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +19,18 @@ from vlaopt.backends.audit import Audit, audit, planned_precisions
 from vlaopt.benchmark import environment
 from vlaopt.benchmark.actions import ActionError
 from vlaopt.benchmark.compare import interleave
-from vlaopt.benchmark.statistics import median
+from vlaopt.benchmark.threads import choose_threads
 from vlaopt.errors import EnvironmentProblem, StageError, VlaoptError
 from vlaopt.files import read_file, remove_directory, write_file
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import Golden, Sample, of_sample
 from vlaopt.runtime.policy import Policy, assemble
+from vlaopt.runtime.timing import component_times
 from vlaopt.stages import golden_error, hold, limits
 from vlaopt.target import Target
 
+PLAN = "policy/quantization.json"
 Variant = Literal["plain", "quantized"]
 ROUNDS, ITERATIONS = 10, 10
 SIZE_ONLY_SLOWEST = 0.9
@@ -48,6 +51,7 @@ class Form:
     size: int
     precisions: Mapping[str, int]
     notes: tuple[str, ...]
+    layers: Mapping[str, str]
     session: Session | None = None
 
 
@@ -65,9 +69,11 @@ class Candidate:
     """A whole policy on one backend."""
 
     backend: str
+    options: EngineOptions
     components: Mapping[str, Built]
     policy: Policy
     error: ActionError
+    thread_speedups: Mapping[int, float]
 
 
 def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
@@ -80,23 +86,28 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
         draft.finish = Finish(backend=wanted[0], command="vlaopt engine ARTIFACT", reason=reason)
         draft.metrics["engine"] = {"finish": draft.finish.model_dump()}
         return
-    options = EngineOptions(threads=recipe.engine.threads, compute_capabilities=tuple(target.compute_capabilities))
+    threads = 0 if recipe.engine.threads == "auto" else recipe.engine.threads
+    options = EngineOptions(threads=threads, compute_capabilities=tuple(target.compute_capabilities))
     usable = _usable(wanted)
     here = [name for name in usable if backends.get(name).runnable() is None]
     compiled = draft.folder / "compiled"
     if here:
         chosen, others = _choose(recipe, source, here, options, compiled, progress)
-        _write(draft, chosen.backend, machine_of(target), options, chosen.components)
-        for name, built in chosen.components.items():
+        components = chosen.components
+        _write(draft, chosen.backend, machine_of(target), chosen.options, components)
+        for name, built in components.items():
             if built.variant == "plain" and source.has(plain_path(name)):
                 draft.write_graph(component_path(name), source.graph(plain_path(name)), "component")
-        draft.metrics["engine"] |= {**others, "action_error": chosen.error.to_json()}
+        kept = {name: built for name, built in chosen.components.items() if built.variant == "quantized"}
+        audits = {name: _audit(source, name, built.form).to_json() for name, built in kept.items()}
+        draft.metrics["engine"] |= {**others, "action_error": chosen.error.to_json(), "audit": audits}
     else:
         components = _build_only(source, backends.get(usable[0]), options, compiled, progress)
         _write(draft, usable[0], machine_of(target), options, components)
         draft.metrics["engine"]["not_run"] = backends.get(usable[0]).runnable()
     remove_directory(compiled)
-    draft.write_json("reports/engine.json", draft.metrics["engine"], "report")
+    layers = {name: built.form.layers for name, built in components.items()}
+    draft.write_json("reports/engine.json", {**draft.metrics["engine"], "layers": layers}, "report")
 
 
 def machine_of(target: Target) -> str:
@@ -168,7 +179,8 @@ def _choose(
         if latencies[chosen.backend] > PREFERENCE * latencies[candidate.backend]:
             chosen = candidate
     missed = {c.backend: "a gate was missed" for c in candidates if c not in good}
-    return chosen, {"candidates_p50_ms": latencies, "refused": {**refused, **missed}}
+    threads = {c.backend: {str(count): speedup for count, speedup in c.thread_speedups.items()} for c in good}
+    return chosen, {"candidates_p50_ms": latencies, "refused": {**refused, **missed}, "thread_speedups": threads}
 
 
 def _candidate(
@@ -187,18 +199,55 @@ def _candidate(
         for component in spec.order():
             forms[component] = _forms(recipe, source, component, library, options, folder / component)
             task.advance()
+    speedups: Mapping[int, float] = {}
+    if recipe.engine.threads == "auto" and recipe.target.kind == "cpu":
+        with progress.task(f"finding the threads that pay on {name}"):
+            options, speedups = _with_threads(source, forms, library, options, golden)
+            forms = {component: _reopened(found, library, options) for component, found in forms.items()}
     times: Mapping[str, Mapping[Variant, float]] = {}
     if any("quantized" in found for found in forms.values()):
         with progress.task(f"measuring components on {name}"):
             times = _component_times(source, forms, name, golden)
     components = {}
     for component, found in forms.items():
-        planned = source.manifest.metrics["onnx"]["int8_layers"].get(component, 0)
-        needed = recipe.engine.minimum_speedup if planned else SIZE_ONLY_SLOWEST
+        needed = recipe.engine.minimum_speedup if _planned(source, component) else SIZE_ONLY_SLOWEST
         components[component] = _decide(found, times.get(component, {}), needed)
     sessions = {key: built.form.session for key, built in components.items() if built.form.session}
     policy = assemble(source, sessions, backend=name)
-    return Candidate(name, components, policy, golden_error(policy, golden, progress, f"verifying on {name}"))
+    error = golden_error(policy, golden, progress, f"verifying on {name}")
+    return Candidate(name, options, components, policy, error, speedups)
+
+
+def _with_threads(
+    source: Artifact,
+    forms: Mapping[str, Mapping[Variant, Form]],
+    library: Backend,
+    options: EngineOptions,
+    golden: Golden,
+) -> tuple[EngineOptions, Mapping[int, float]]:
+    """`options` with the number of threads that pays for the policy in low precision, and what was measured."""
+    wanted = {name: found.get("quantized", found["plain"]) for name, found in forms.items()}
+
+    def opened(threads: int) -> Callable[[Sample], object]:
+        sessions = {name: _open(form, library, replace(options, threads=threads)) for name, form in wanted.items()}
+        return of_sample(assemble(source, sessions, backend=library.name).predict_chunk)
+
+    choice = choose_threads(
+        opened,
+        golden.samples,
+        cores=environment.usable_cores(),
+        rounds=ROUNDS,
+        iterations_per_round=ITERATIONS,
+    )
+    return replace(options, threads=choice.threads), choice.speedups
+
+
+def _reopened(forms: Mapping[Variant, Form], library: Backend, options: EngineOptions) -> dict[Variant, Form]:
+    return {variant: replace(form, session=_open(form, library, options)) for variant, form in forms.items()}
+
+
+def _open(form: Form, library: Backend, options: EngineOptions) -> Session:
+    return library.open({name: read_file(path) for name, path in form.files.items()}, options)
 
 
 def _forms(
@@ -208,15 +257,26 @@ def _forms(
     if not source.has(plain_path(component)):
         return {"plain": _compile(library, source.graph(component_path(component)), options, folder / "plain")}
     main = _compile(library, source.graph(component_path(component)), options, folder / "quantized")
-    planned = source.manifest.metrics["onnx"]["int8_layers"].get(component, 0)
-    achieved = main.precisions.get("int8", 0)
-    if achieved < planned * (1 - recipe.engine.allow_shortfall):
+    found = _audit(source, component, main)
+    if len(found.others) > len(found.planned) * recipe.engine.allow_shortfall:
         raise StageError(
-            f"{library.name} runs {achieved} layers of {component} in int8, {planned} were planned",
-            hint="name another engine.backend, keep the scope in fp32, or allow it (engine.allow_shortfall)",
+            found.told(library.name, component),
+            hint="name another engine.backend, keep the layers in fp32 (quantize.rules), or allow it "
+            "(engine.allow_shortfall)",
         )
     plain = _compile(library, source.graph(plain_path(component)), options, folder / "plain")
     return {"plain": plain, "quantized": main}
+
+
+def _audit(source: Artifact, component: str, form: Form) -> Audit:
+    return audit(_planned(source, component), form.layers, form.precisions)
+
+
+def _planned(source: Artifact, component: str) -> dict[str, str]:
+    """The precision of every layer of a component that the plan lets compute in a lower one, by node."""
+    if not source.has(PLAN):
+        return {}
+    return planned_precisions(json.loads(source.read(PLAN))["components"][component]["nodes"])
 
 
 def _compile(library: Backend, graph: Graph, options: EngineOptions, folder: Path) -> Form:
@@ -226,26 +286,23 @@ def _compile(library: Backend, graph: Graph, options: EngineOptions, folder: Pat
     for name, data in engine.files.items():
         write_file(files[name], data)
     session = library.open(engine.files, options) if library.runnable() is None else None
-    return Form(files, sum(map(len, engine.files.values())), engine.precisions, engine.notes, session)
+    return Form(files, sum(map(len, engine.files.values())), engine.precisions, engine.notes, engine.layers, session)
 
 
 def _component_times(
     source: Artifact, forms: Mapping[str, Mapping[Variant, Form]], backend: str, golden: Golden
 ) -> dict[str, dict[Variant, float]]:
-    """Median milliseconds of every component in both forms, inside the whole policy: alone, its weights would stay in
-    the processor's cache as they never do on a robot."""
-    watched: dict[Variant, dict[str, _Timed]] = {}
-    calls: dict[str, Callable[[Sample], object]] = {}
+    """Milliseconds that every component takes of a chunk in both forms, inside the whole policy."""
     variants: tuple[Variant, ...] = ("plain", "quantized")
-    for variant in variants:
-        sessions = {name: found.get(variant, found["plain"]).session for name, found in forms.items()}
-        watched[variant] = {name: _Timed(session) for name, session in sessions.items() if session}
-        calls[variant] = of_sample(assemble(source, watched[variant], backend=backend).predict_chunk)
-    turns = interleave(calls, golden.samples, rounds=ROUNDS, iterations_per_round=ITERATIONS)
-    return {
-        name: {variant: watched[variant][name].median_ms(turns.warmups[variant], turns.count) for variant in variants}
-        for name in forms
+    sessions: dict[str, dict[str, Session]] = {
+        variant: {
+            name: session for name, found in forms.items() if (session := found.get(variant, found["plain"]).session)
+        }
+        for variant in variants
     }
+    assembled = partial(assemble, source, backend=backend)
+    times = component_times(sessions, assembled, golden.samples, rounds=ROUNDS, iterations=ITERATIONS)
+    return {name: {variant: times[variant][name] for variant in variants} for name in forms}
 
 
 def _decide(forms: Mapping[Variant, Form], times: Mapping[Variant, float], needed: float) -> Built:
@@ -261,26 +318,6 @@ def _decide(forms: Mapping[Variant, Form], times: Mapping[Variant, float], neede
     if speedup >= needed:
         return Built("quantized", facts, quantized)
     return Built("plain", f"quantized it would be {facts}; {needed:g}× as fast was needed", plain)
-
-
-class _Timed:
-    """A session that keeps the time of its calls."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.inputs, self.outputs = session.inputs, session.outputs
-        self._times_ms: list[float] = []
-
-    def run(self, feeds: Mapping[str, Value], resident: Collection[str] = ()) -> dict[str, Any]:
-        started = time.perf_counter_ns()
-        outputs = self._session.run(feeds, resident)
-        self._times_ms.append((time.perf_counter_ns() - started) / 1e6)
-        return outputs
-
-    def median_ms(self, warmups: int, measured: int) -> float:
-        """The median of its calls in the `measured` chunks that came after `warmups`."""
-        first = len(self._times_ms) * warmups // (warmups + measured)
-        return median(self._times_ms[first:])
 
 
 def _build_only(
