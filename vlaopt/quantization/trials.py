@@ -11,17 +11,19 @@ from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions, Session
 from vlaopt.benchmark.actions import ActionError, compare_actions
 from vlaopt.errors import EnvironmentProblem, InputError
-from vlaopt.quantization.plan import ComponentPlan, QuantizationPlan
+from vlaopt.quantization.plan import ComponentPlan, NodeScheme, QuantizationPlan
 from vlaopt.quantization.writing import write
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.policy import Policy, assemble
 from vlaopt.runtime.timing import component_times
 from vlaopt.target import Target
 
-Choice = Mapping[str, Collection[str]]
-"""The nodes that run as the plan says, by component; a component that is not named runs in FP32."""
-Chosen = tuple[tuple[str, frozenset[str]], ...]
-"""A choice in one form: every component in the policy's order, with those of its nodes that make a difference."""
+Nodes = Collection[str] | Mapping[str, NodeScheme]
+"""The nodes of a component that run as the plan says; or every one's own scheme, in place of the plan's."""
+Choice = Mapping[str, Nodes]
+"""Nodes by component; those that are not named run in FP32."""
+Chosen = tuple[tuple[str, frozenset[tuple[str, NodeScheme]]], ...]
+"""A choice in one form: every component in the policy's order, with its nodes that do not run in FP32."""
 
 ROUNDS, ITERATIONS = 10, 10
 KEPT = 3
@@ -53,7 +55,7 @@ class Trials:
         self._golden = golden
         self._options = EngineOptions(threads=threads, compute_capabilities=tuple(target.compute_capabilities))
         self._plain: dict[str, Session] = {}
-        self._open: dict[str, OrderedDict[frozenset[str], Session]] = {}
+        self._open: dict[str, OrderedDict[frozenset[tuple[str, NodeScheme]], Session]] = {}
         self._errors: dict[Chosen, ActionError] = {}
 
     def error(self, chosen: Choice) -> ActionError:
@@ -91,12 +93,14 @@ class Trials:
             known = self._plan.components[name].nodes if name in self._plan.components else {}
             if unknown := sorted(set(nodes) - set(known)):
                 raise InputError(f"the plan of {name} has no node {unknown[0]!r}")
-        return tuple((name, self._effective(name, chosen.get(name, ()))) for name in self._spec.order())
+        return tuple((name, self._schemes(name, chosen.get(name, ()))) for name in self._spec.order())
 
-    def _effective(self, name: str, nodes: Collection[str]) -> frozenset[str]:
-        """Those of `nodes` that the plan has in another precision than FP32."""
-        component = self._plan.components.get(name)
-        return frozenset(node for node in nodes if component and component.nodes[node].scheme != "fp32")
+    def _schemes(self, name: str, nodes: Nodes) -> frozenset[tuple[str, NodeScheme]]:
+        if not nodes:
+            return frozenset()
+        planned = self._plan.components[name].nodes
+        schemes = nodes if isinstance(nodes, Mapping) else {node: planned[node].scheme for node in nodes}
+        return frozenset((node, scheme) for node, scheme in schemes.items() if scheme != "fp32")
 
     def _assembled(self, sessions: Mapping[str, Session]) -> Policy:
         return assemble(self._source, sessions, backend=self._library.name)
@@ -104,7 +108,7 @@ class Trials:
     def _sessions(self, chosen: Chosen) -> dict[str, Session]:
         return {name: self._session(name, nodes) for name, nodes in chosen}
 
-    def _session(self, name: str, nodes: frozenset[str]) -> Session:
+    def _session(self, name: str, nodes: frozenset[tuple[str, NodeScheme]]) -> Session:
         if not nodes:
             if name not in self._plain:
                 self._plain[name] = self._opened(self._graphs[name])
@@ -121,28 +125,20 @@ class Trials:
     def _opened(self, graph: Graph) -> Session:
         return self._library.open(self._library.build(graph, self._options).files, self._options)
 
-    def _graph(self, name: str, nodes: frozenset[str]) -> Graph:
+    def _graph(self, name: str, nodes: frozenset[tuple[str, NodeScheme]]) -> Graph:
         if not nodes:
             return self._graphs[name]
-        component = restricted(self._plan.components[name], nodes)
+        component = with_schemes(self._plan.components[name], dict(nodes))
         return write(name, self._graphs[name], component, self._target, self._plan.weights)
 
 
-def restricted(
-    component: ComponentPlan, nodes: Collection[str], reasons: Mapping[str, str] | None = None
+def with_schemes(
+    component: ComponentPlan, schemes: Mapping[str, NodeScheme], reasons: Mapping[str, str] | None = None
 ) -> ComponentPlan:
-    """The plan with all nodes but `nodes` in FP32; `reasons` say why, by node, where the plan's own would be wrong."""
+    """The plan with these schemes by node, FP32 for all others; with other reasons where `reasons` has them."""
     told = reasons or {}
-    return component.model_copy(
-        update={
-            "nodes": {
-                name: node.model_copy(
-                    update={
-                        "scheme": node.scheme if name in nodes else "fp32",
-                        "reason": told.get(name, node.reason),
-                    }
-                )
-                for name, node in component.nodes.items()
-            }
-        }
-    )
+    nodes = {
+        name: node.model_copy(update={"scheme": schemes.get(name, "fp32"), "reason": told.get(name, node.reason)})
+        for name, node in component.nodes.items()
+    }
+    return component.model_copy(update={"nodes": nodes})

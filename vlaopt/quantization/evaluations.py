@@ -1,0 +1,137 @@
+"""Evaluations of choices: counted, measured beside two anchors, kept in a journal that outlives a killed process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlaopt.benchmark.actions import ActionError
+from vlaopt.errors import StageError
+from vlaopt.hashing import canonical_json, digest_json
+from vlaopt.progress import Task
+from vlaopt.quantization.trials import Choice, Chosen
+
+FP32, UNIFORM = "fp32", "uniform"
+"""The anchors: nothing quantized, and everything that pays. Each evaluation is measured in turns with both."""
+
+
+class Runs(Protocol):
+    """What is evaluated; `Trials` is one."""
+
+    def normal(self, chosen: Choice) -> Chosen: ...
+
+    def error(self, chosen: Choice) -> ActionError: ...
+
+    def times_ms(self, choices: Mapping[str, Choice]) -> dict[str, dict[str, float]]: ...
+
+    def size(self, chosen: Choice) -> int: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one choice is like: its action error, its components' milliseconds of a chunk, its graphs' bytes.
+
+    `anchors_ms` are the milliseconds of the anchors in the same turns. `error` is None and there are no times where the
+    backend refused the choice, for the reason in `refused`.
+    """
+
+    error: ActionError | None
+    times_ms: Mapping[str, float]
+    anchors_ms: Mapping[str, Mapping[str, float]]
+    size: int
+    refused: str | None = None
+
+    def beside(self, anchor: str) -> float:
+        """Milliseconds of a chunk more than the anchor took in the same turns; components alike count nothing."""
+        theirs = self.anchors_ms[anchor]
+        return sum(ms - theirs[name] for name, ms in self.times_ms.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**vars(self), "error": self.error.to_json() if self.error else None}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
+        """What `to_json` gave."""
+        return cls(**{**value, "error": ActionError.from_json(value["error"]) if value["error"] else None})
+
+
+class Evaluations:
+    """At most `budget` evaluations, those of earlier processes in `journal` among them. Equal choices count once."""
+
+    def __init__(self, runs: Runs, *, budget: int, uniform: Choice, task: Task, journal: Path | None = None) -> None:
+        self._runs, self._task = runs, task
+        self._anchors: dict[str, Choice] = {FP32: {}, UNIFORM: uniform}
+        self._journal = journal
+        self._known = read_journal(journal) if journal else {}
+        self.budget, self.resumed = budget, len(self._known)
+        task.advance(min(self.resumed, budget))
+
+    @property
+    def spent(self) -> int:
+        """How many were made."""
+        return len(self._known)
+
+    @property
+    def left(self) -> int:
+        """How many may still be made."""
+        return max(0, self.budget - self.spent)
+
+    def of(self, choice: Choice) -> Evaluation | None:
+        """The evaluation of a choice; None when it was not made yet and none may be made any more."""
+        chosen = self._runs.normal(choice)
+        key = digest_json([(name, sorted(nodes)) for name, nodes in chosen])
+        if key not in self._known:
+            if not self.left:
+                return None
+            self._known[key] = self._made(choice, chosen)
+            if self._journal:
+                append(self._journal, {"choice": key, **self._known[key].to_json()})
+            self._task.advance()
+        return self._known[key]
+
+    def _made(self, choice: Choice, chosen: Chosen) -> Evaluation:
+        try:
+            error = self._runs.error(choice)
+        except StageError as problem:
+            return Evaluation(None, {}, {}, 0, problem.message)
+        times = self._runs.times_ms({**self._anchors, "this": choice})
+        mine = dict(chosen)
+        for label, anchor in self._anchors.items():  # the same session ran in both: what differs is noise
+            alike = [name for name, nodes in self._runs.normal(anchor) if mine[name] == nodes]
+            times[label] |= {name: times["this"][name] for name in alike}
+        anchors = {label: times[label] for label in self._anchors}
+        return Evaluation(error, times["this"], anchors, self._runs.size(choice))
+
+
+def read_journal(path: Path) -> dict[str, Evaluation]:
+    """The evaluations in a journal by the key of their choice; none when there is no file.
+
+    A line that a killed process left unfinished is passed over: its evaluation is made again.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return {}
+    found = {}
+    for line in lines:
+        try:
+            value = json.loads(line)
+            key = value.pop("choice")
+            found[key] = Evaluation.from_json(value)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+def append(path: Path, value: Mapping[str, Any]) -> None:
+    """Add a line to a journal, on the disk before this returns. A torn line before it does not spoil it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        # In one write, so that two builders of the same thing do not mix their lines.
+        os.write(file.fileno(), b"\n" + canonical_json(value) + b"\n")
+        os.fsync(file.fileno())
