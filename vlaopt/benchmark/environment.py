@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Mapping
@@ -119,6 +120,12 @@ def machine_key(*, gpu: str | None = None, root: Path = ROOT) -> str:
 def cpu_features(root: Path = ROOT) -> frozenset[str]:
     """All features of this machine's CPUs as /proc/cpuinfo names them; empty where there is none to read."""
     return frozenset(_flags(_text(root / "proc/cpuinfo")))
+
+
+def usable_cores(root: Path = ROOT) -> int:
+    """Physical cores that this process may run on; its logical ones where the machine does not tell them apart."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _physical_cores(root) or allowed))
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,10 @@ class Engine(Section):
     backend: Slug = Field(
         default="auto", description="A backend of the target; `auto` takes the fastest whose gates hold."
     )
-    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
-        default=0, description="Threads of a CPU backend; 0 leaves its own default."
+    threads: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = Field(
+        default=0,
+        description="Threads of a CPU backend. 0 leaves its own default; `auto` measures where the engine is built: it "
+        "doubles them from one on, for as long as that makes the policy 1.1 times as fast.",
     )
     minimum_speedup: Annotated[float, Field(ge=0, le=100)] = Field(
         default=1.02,

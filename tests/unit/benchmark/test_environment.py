@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from vlaopt.benchmark.energy import EnergyReading, read_energy
-from vlaopt.benchmark.environment import Environment, cpu_features, peak_memory_mib, read_activity, read_environment
+from vlaopt.benchmark.environment import (
+    Environment,
+    cpu_features,
+    peak_memory_mib,
+    read_activity,
+    read_environment,
+    usable_cores,
+)
 
 Tree = Callable[[Mapping[str, str]], Path]
 
@@ -140,3 +147,13 @@ def test_energy_counts_packages_only_and_survives_a_wrap(tree: Tree) -> None:
 
 def test_no_energy_counter_is_a_reason_and_not_zero(tmp_path: Path) -> None:
     assert read_energy(tmp_path) == "no RAPL counters"
+
+
+def test_the_cores_a_process_may_use_are_physical_ones_and_no_more_than_it_is_allowed(
+    jetson: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert usable_cores(jetson) == 2
+    assert usable_cores(tmp_path / "nowhere") == 4
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1}, raising=False)
+    assert usable_cores(jetson) == 1
