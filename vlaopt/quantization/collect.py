@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from itertools import groupby
+from operator import itemgetter
+from typing import TypeVar
 
 import onnx
 from onnx import TensorProto
@@ -16,11 +22,12 @@ from vlaopt.errors import InputError, StageError
 from vlaopt.graph.external import decode, light
 from vlaopt.optional import require
 from vlaopt.progress import Progress, track
-from vlaopt.quantization.calibrators import Calibrator, Extremes, Histogram, Range
+from vlaopt.quantization.calibrators import Calibrator, Extremes, Found, Histogram, Range, Steps, find
 from vlaopt.tensors import Array
 
+T = TypeVar("T")
 Feeds = Callable[[], Iterable[tuple[str, Mapping[str, Array]]]]
-"""Gives the component's inputs call by call, each with a label ("12", "12, step 3") that says of which sample.
+"""Gives the component's inputs call by call, each with its sample's label; a sample's next call is its next loop step.
 
 Asked once per pass, the same each time.
 """
@@ -32,40 +39,68 @@ OUTLIER = 1e6
 def collect_ranges(
     graph: Graph, feeds: Feeds, tensors: Sequence[str], calibrator: Calibrator, progress: Progress
 ) -> dict[str, Range]:
-    """The range of every tensor in `tensors` (float inputs and intermediate values of `graph`), by name.
+    """The range alone of what `collect` finds, loop steps calibrated together."""
+    collected = collect(graph, feeds, tensors, calibrator, progress)
+    return {name: of_tensor.range for name, of_tensor in collected.items()}
+
+
+def collect(
+    graph: Graph,
+    feeds: Feeds,
+    tensors: Sequence[str],
+    calibrator: Calibrator,
+    progress: Progress,
+    steps: Steps = "together",
+) -> dict[str, Found]:
+    """What calibration finds of every tensor in `tensors` (float inputs and intermediate values of `graph`), by name.
 
     Two passes over `feeds`, one call at a time, in FP32 on one thread, so that neither the batch size nor the order
-    of the samples nor the machine's cores changes a range. Raises InputError when there is no sample, when a tensor
-    takes a value that is not finite or is an outlier by `OUTLIER` (naming tensor and sample), and when the second pass
-    shows other data than the first; StageError when `graph` has no such tensor or does not run.
+    of the samples nor the machine's cores changes a range. Memory is 32 kB per tensor, and per loop step where each is
+    calibrated by itself. Raises InputError when there is no sample, when a tensor takes a value that is not finite or
+    is an outlier by `OUTLIER` (naming tensor and sample), and when the second pass shows other data than the first;
+    StageError when `graph` has no such tensor or does not run.
     """
     if not tensors:
         return {}
-    session = _open(_with_outputs(graph, tensors))
-    extremes, samples = _find_extremes(_values(session, feeds, tensors, progress, "finding extremes"), tensors)
-    histograms = {name: Histogram(extremes[name]) for name in tensors}
-    seen = 0
-    for sample, values in _values(session, feeds, tensors, progress, "counting values"):
+    session = showing(graph, tensors)
+    extremes, calls = _find_extremes(_values(session, feeds, tensors, progress, "finding extremes"), tensors)
+    together = {name: Histogram(reduce(Extremes.joined, extremes[name])) for name in tensors}
+    each = {name: [Histogram(step) for step in extremes[name]] if steps != "together" else [] for name in tensors}
+    seen: Counter[int] = Counter()
+    for sample, step, values in _values(session, feeds, tensors, progress, "counting values"):
+        seen[step] += 1
         for name, value in values.items():
-            _placed(histograms[name].add, value, name, sample)
-        seen += 1
-    if seen != samples:
-        raise InputError(f"the calibration data changed: {samples} samples in the first pass, {seen} in the second")
-    return {name: calibrator.range(histogram) for name, histogram in histograms.items()}
+            _placed(together[name].add, value, name, sample, step)
+            if step < len(each[name]):
+                _placed(each[name][step].add, value, name, sample, step)
+    if seen != calls:
+        counts = f"{calls.total()} calls in the first pass, {seen.total()} in the second"
+        raise InputError(f"the calibration data changed: {counts}")
+    return {name: find(calibrator, together[name], extremes[name], each[name], steps) for name in tensors}
+
+
+def showing(graph: Graph, tensors: Sequence[str]) -> OnnxRuntimeSession:
+    """A session of the FP32 graph on one thread that also gives `tensors`, but for those that are its own inputs."""
+    return _open(_with_outputs(graph, tensors))
 
 
 def _find_extremes(
-    passing: Iterator[tuple[str, dict[str, Array]]], tensors: Sequence[str]
-) -> tuple[dict[str, Extremes], int]:
-    extremes = {name: Extremes() for name in tensors}
-    largest: dict[str, list[float]] = {name: [] for name in tensors}
+    passing: Iterator[tuple[str, int, dict[str, Array]]], tensors: Sequence[str]
+) -> tuple[dict[str, list[Extremes]], Counter[int]]:
+    """By tensor, the extremes of each loop step; and how many calls of each step there were."""
+    extremes: dict[str, list[Extremes]] = {name: [] for name in tensors}
+    largest = {name: array("d") for name in tensors}
     samples: list[str] = []
-    for sample, values in passing:
-        samples.append(sample)
+    calls: Counter[int] = Counter()
+    for sample, step, values in passing:
+        samples.append(_label(sample, step))
+        calls[step] += 1
         for name, value in values.items():
-            found = _placed(Extremes().including, value, name, sample)
-            largest[name].append(found.amax)
-            extremes[name] = Extremes(min(extremes[name].low, found.low), max(extremes[name].high, found.high))
+            of_call = _placed(Extremes.of, value, name, sample, step)
+            largest[name].append(of_call.amax)
+            if step == len(extremes[name]):
+                extremes[name].append(Extremes())
+            extremes[name][step] = extremes[name][step].joined(of_call)
     if not samples:
         raise InputError("no calibration samples", hint="name a calibration set with samples (calibration.path)")
     for name, values_of in largest.items():
@@ -76,23 +111,30 @@ def _find_extremes(
                 f"{max(values_of):.3g}, usually {usual:.3g}",
                 hint="remove the sample: it would leave the others hardly any of the 256 codes",
             )
-    return extremes, len(samples)
+    return extremes, calls
 
 
-def _placed(take: Callable[[Array], Extremes | None], value: Array, name: str, sample: str) -> Extremes:
+def _placed(take: Callable[[Array], T], value: Array, name: str, sample: str, step: int) -> T:
     try:
-        return take(value) or Extremes()
+        return take(value)
     except InputError as error:
-        raise InputError(f"tensor {name!r}, calibration sample {sample}: {error.message}", hint=error.hint) from error
+        where = f"tensor {name!r}, calibration sample {_label(sample, step)}"
+        raise InputError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+def _label(sample: str, step: int) -> str:
+    return f"{sample}, step {step}" if step else sample
 
 
 def _values(
     session: OnnxRuntimeSession, feeds: Feeds, tensors: Sequence[str], progress: Progress, label: str
-) -> Iterator[tuple[str, dict[str, Array]]]:
-    for sample, feed in track(progress, label, feeds()):
-        check_feeds(session.inputs, feed)
-        computed = session.run(feed)
-        yield sample, {name: computed[name] if name in computed else feed[name] for name in tensors}
+) -> Iterator[tuple[str, int, dict[str, Array]]]:
+    """Sample, loop step and values of every call."""
+    for sample, calls in groupby(track(progress, label, feeds()), key=itemgetter(0)):
+        for step, (_, feed) in enumerate(calls):
+            check_feeds(session.inputs, feed)
+            computed = session.run(feed)
+            yield sample, step, {name: computed[name] if name in computed else feed[name] for name in tensors}
 
 
 def _with_outputs(graph: Graph, tensors: Sequence[str]) -> Graph:

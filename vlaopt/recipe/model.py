@@ -16,8 +16,10 @@ from vlaopt.target import Target
 
 SCHEMA = "vlaopt.recipe/1"
 
-Scheme = Literal["none", "int8", "int8-dynamic", "fp16", "bf16", "fp8", "nvfp4", "mixed"]
-BUILT_SCHEMES: tuple[Scheme, ...] = ("none", "int8", "int8-dynamic")
+Scheme = Literal[
+    "none", "int8", "int8-dynamic", "int8-weights", "int4-weights", "fp16", "bf16", "fp8", "nvfp4", "mixed"
+]
+BUILT_SCHEMES: tuple[Scheme, ...] = ("none", "int8", "int8-dynamic", "int8-weights", "fp16", "bf16")
 """The schemes that this version of vlaopt writes."""
 
 Limit = Annotated[float, Field(ge=0)]
@@ -91,8 +93,9 @@ class Rule(Section):
     """A scheme for what a glob matches; the last rule that matches wins."""
 
     scope: Text = Field(description="Glob over `component.layer` names.")
-    scheme: Literal["fp32", "int8", "int8-dynamic", "int8-weights"] = Field(
-        description="Scheme of the layers it matches; `int8-weights` stores int8 and computes in FP32."
+    scheme: Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights"] = Field(
+        description="Scheme of what it matches. `fp32`, `fp16` and `bf16` hold for every node, the others for layers "
+        "with weights, whose floats are those of their surroundings; `int8-weights` stores int8, computes in floats."
     )
 
 
@@ -101,17 +104,25 @@ class Quantize(Section):
 
     scheme: Scheme = Field(
         default="none",
-        description="`int8` uses the calibration set, `int8-dynamic` finds ranges while running (CPU), `none` keeps "
-        "FP32; this version writes no other.",
+        description="`none` keeps FP32; `int8` and `fp16` look at the calibration set, `fp16` for what would overflow; "
+        "`int8-dynamic` finds ranges while running (CPU); `int8-weights` only stores; `bf16` has the range of FP32.",
     )
-    calibrator: Literal["minmax", "entropy", "percentile", "mse"] = Field(
+    calibrator: Literal["minmax", "moving-average", "entropy", "percentile", "mse"] = Field(
         default="entropy", description="How a range is found from the activations."
     )
     percentile: Annotated[float, Field(gt=50, le=100)] = Field(
         default=99.99, description="`percentile`: how much of the values lies within the range, in percent."
     )
+    steps: Literal["together", "union", "mean"] = Field(
+        default="together",
+        description="How the loop steps of a component make one range: their values calibrated `together`, or the "
+        "`union` or `mean` of the ranges that the calibrator finds for each step by itself.",
+    )
     weights: Literal["per-channel", "per-tensor"] = Field(default="per-channel", description="Scales of the weights.")
     rules: Many[Rule] = Field(default=(), description="Exceptions by scope; the last rule that matches wins.")
+    evaluations: Annotated[int, Field(ge=8, le=10_000)] = Field(
+        default=48, description="`mixed`: how many plans the search may run. What a rule covers is not searched."
+    )
 
 
 class Onnx(Section):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -11,21 +13,27 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vlaopt.errors import InputError
+from vlaopt.quantization import calibrators
 from vlaopt.quantization.calibrators import (
     BINS,
     Calibrator,
     CalibratorName,
     Entropy,
     Extremes,
+    Found,
     Histogram,
     MinMax,
+    MovingAverage,
     Mse,
     Percentile,
     Range,
+    Steps,
     get,
 )
 
-NAMES: tuple[CalibratorName, ...] = ("minmax", "entropy", "percentile", "mse")
+COUNTING: tuple[CalibratorName, ...] = ("minmax", "entropy", "percentile", "mse")
+"""Those that look at values alone, not at the call that they came with."""
+NAMES: tuple[CalibratorName, ...] = (*COUNTING, "moving-average")
 
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
 samples = hnp.arrays(np.float32, st.integers(1, 60), elements=finite)
@@ -34,14 +42,14 @@ samples = hnp.arrays(np.float32, st.integers(1, 60), elements=finite)
 def find(calibrator: Calibrator, parts: Sequence[np.ndarray]) -> Range:
     extremes = Extremes()
     for part in parts:
-        extremes = extremes.including(part)
+        extremes = extremes.joined(Extremes.of(part))
     histogram = Histogram(extremes)
     for part in parts:
         histogram.add(part)
     return calibrator.range(histogram)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COUNTING)
 @settings(max_examples=15, deadline=None)
 @given(values=samples, data=st.data())
 def test_order_and_batches_change_nothing(name: CalibratorName, values: np.ndarray, data: st.DataObject) -> None:
@@ -49,6 +57,21 @@ def test_order_and_batches_change_nothing(name: CalibratorName, values: np.ndarr
     shuffled = values[data.draw(st.permutations(range(values.size)))]
     cuts = data.draw(st.lists(st.integers(0, values.size), max_size=3).map(sorted))
     assert find(calibrator, [values]) == find(calibrator, np.split(shuffled, cuts))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=15, deadline=None)
+@given(calls=st.lists(samples, min_size=1, max_size=6), data=st.data())
+def test_the_order_of_calls_changes_nothing(name: CalibratorName, calls: list[np.ndarray], data: st.DataObject) -> None:
+    assert find(get(name), data.draw(st.permutations(calls))) == find(get(name), calls)
+
+
+@given(calls=st.lists(samples, min_size=1, max_size=6))
+def test_moving_average_is_the_mean_of_every_calls_extremes(calls: list[np.ndarray]) -> None:
+    lows = [Fraction(float(call.min(initial=0.0))) for call in calls]
+    highs = [Fraction(float(call.max(initial=0.0))) for call in calls]
+    expected = Range(float(sum(lows) / len(calls)), float(sum(highs) / len(calls)))
+    assert find(MovingAverage(), calls) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,6 +124,25 @@ def test_mse_is_the_best_cut_off_of_a_brute_force_search() -> None:
     assert error(find(Mse(), [values]).amax) <= 1.02 * best
 
 
+@pytest.mark.parametrize("law", ["normal", "laplace", "standard_t"])
+def test_mse_is_no_worse_than_torchs_search(law: str) -> None:
+    """By the error that both minimise; torch searches in steps of its own, so the ranges themselves differ."""
+    torch = pytest.importorskip("torch")
+    observing = pytest.importorskip("torch.ao.quantization.observer")
+    arguments = {"df": 4} if law == "standard_t" else {}
+    values = getattr(np.random.default_rng(0), law)(size=50_000, **arguments).astype(np.float32)
+    theirs = observing.HistogramObserver(
+        bins=BINS, dtype=torch.qint8, qscheme=torch.per_tensor_symmetric, quant_min=-127, quant_max=127
+    )
+    theirs(torch.from_numpy(values))
+    scale, _ = theirs.calculate_qparams()
+
+    def error(step: float) -> float:
+        return float(((np.clip(np.rint(values / step), -127, 127) * step - values) ** 2).mean())
+
+    assert error(find(Mse(), [values]).amax / 127) <= 1.01 * error(float(scale))
+
+
 @pytest.mark.parametrize("calibrator", [Entropy(), Percentile(99.9)])
 def test_a_long_tail_is_cut_off(calibrator: Calibrator) -> None:
     values = np.append(np.random.default_rng(0).normal(size=50_000), 100.0).astype(np.float32)
@@ -124,12 +166,55 @@ def test_constant_zero_data_gives_an_empty_range(name: CalibratorName) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused(value: float) -> None:
     with pytest.raises(InputError, match="1 of 3 values are NaN or infinite"):
-        Extremes().including(np.array([1.0, value, 2.0], np.float32))
+        Extremes.of(np.array([1.0, value, 2.0], np.float32))
 
 
 def test_other_data_in_the_second_pass_is_refused() -> None:
     with pytest.raises(InputError, match="beyond those of the first pass"):
         Histogram(Extremes(-1.0, 1.0)).add(np.array([1.5], np.float32))
+
+
+def of_steps(name: CalibratorName, calls: list[np.ndarray], steps: Steps) -> Found:
+    """What is found of calls that are one loop step each."""
+    extremes = [Extremes.of(call) for call in calls]
+    together = Histogram(reduce(Extremes.joined, extremes))
+    each = [Histogram(step) for step in extremes]
+    for histogram, call in zip(each, calls, strict=True):
+        histogram.add(call)
+        together.add(call)
+    return calibrators.find(get(name), together, extremes, each, steps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=15, deadline=None)
+@given(calls=st.lists(samples, min_size=2, max_size=5))
+def test_union_covers_every_step_and_mean_lies_between_them(name: CalibratorName, calls: list[np.ndarray]) -> None:
+    union, mean = of_steps(name, calls, "union"), of_steps(name, calls, "mean")
+    own = [find(get(name), [call]) for call in calls]
+    assert [step.range for step in union.steps] == [step.range for step in mean.steps] == own
+    assert union.range == Range(min(step.low for step in own), max(step.high for step in own))
+    assert union.range.low <= mean.range.low <= max(step.low for step in own)
+    assert min(step.high for step in own) <= mean.range.high <= union.range.high
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_together_are_one_set_of_values(name: CalibratorName) -> None:
+    generator = np.random.default_rng(0)
+    calls = [(generator.normal(size=500) * 2.0**step).astype(np.float32) for step in range(4)]
+    found = of_steps(name, calls, "together")
+    assert found.range == find(get(name), calls)
+    assert [step.extremes.high for step in found.steps] == [float(call.max()) for call in calls]
+    assert [step.range for step in found.steps] == [None] * 4
+
+
+def test_memory_does_not_grow_with_the_data() -> None:
+    histogram = Histogram(Extremes(-1.0, 1.0))
+    values = np.linspace(-1.0, 1.0, 100_001, dtype=np.float32)
+    for _ in range(20):
+        histogram.add(values)
+    assert histogram.signed.nbytes == 2 * BINS * 8
+    assert histogram.signed.sum() + histogram.zeros == 20 * values.size
+    assert (histogram.signed[0] == histogram.signed[1]).all()
 
 
 @pytest.mark.parametrize("low,high", [(0.5, 1.0), (-1.0, -0.5), (float("nan"), 1.0), (0.0, float("inf"))])

@@ -40,7 +40,7 @@ def test_the_keys_are_those_of_the_models() -> None:
     assert keys["prune.global"].default == "false"
     assert keys["quantize.rules.*.scope"].default == "required"
     assert {f"prune.recovery.{name}" for name in Recovery.model_fields} <= set(keys)
-    assert "One of minmax, entropy, percentile, mse." in keys["quantize.calibrator"].description
+    assert "One of minmax, moving-average, entropy, percentile, mse." in keys["quantize.calibrator"].description
 
 
 def test_the_readme_holds_the_table_of_every_key() -> None:
