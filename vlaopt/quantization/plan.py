@@ -13,7 +13,7 @@ from vlaopt.artifact.graph import Graph
 from vlaopt.errors import InputError
 from vlaopt.graph.scopes import covers_node, node_path
 from vlaopt.hashing import canonical_json
-from vlaopt.quantization.calibrators import CalibratorName, Range
+from vlaopt.quantization.calibrators import CalibratorName, Range, Steps
 from vlaopt.quantization.weights import Layer, layers, quantized_outputs
 from vlaopt.scopes import nearest
 
@@ -66,6 +66,7 @@ class QuantizationPlan(_Frozen):
     scheme: PlanScheme
     weights: WeightScales = "per-channel"
     calibrator: CalibratorName | None = Field(description="null when nothing was calibrated.")
+    steps: Steps = Field(default="together", description="How loop steps made one range.")
     calibration_digest: str | None
     samples: int = Field(ge=0)
     components: dict[str, ComponentPlan]

@@ -18,7 +18,8 @@ from vlaopt.graph.external import decode, encode, structure
 from vlaopt.graph.simplify import simplify
 from vlaopt.progress import Progress
 from vlaopt.quantization import calibrators
-from vlaopt.quantization.collect import collect_ranges
+from vlaopt.quantization.collect import collect
+from vlaopt.quantization.fit import REPORT, CalibrationReport, TensorFit, fits_of
 from vlaopt.quantization.plan import (
     ComponentPlan,
     NodePlan,
@@ -44,15 +45,14 @@ class Calibration:
     processors: Processors
 
     def feeds(self, component: str) -> Iterator[tuple[str, Mapping[str, Array]]]:
-        """What the component got in every call on every sample, each with a label; one sample in memory at a time."""
+        """What the component got in every call on every sample, with the sample's row; one sample is in memory."""
         takes = {tensor.name for tensor in self.capture.spec.components[component].inputs}
         processed: Mapping[str, Array] = {}
         for position, row in enumerate(self.capture.index.rows):
             if takes & processed_names(self.capture.spec):
                 processed = self.processors.prepare(self.observations.observation(row))
-            calls = self.capture.calls(position, component, processed)
-            for number, call in enumerate(calls):
-                yield f"{row}, step {number}" if len(calls) > 1 else str(row), call.inputs
+            for call in self.capture.calls(position, component, processed):
+                yield str(row), call.inputs
 
 
 def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
@@ -76,11 +76,12 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     rules = [(rule.scope, rule.scheme) for rule in recipe.quantize.rules]
     nodes = plan_nodes(models, scheme=scheme, rules=rules)
     calibration = _calibration(recipe, source) if _needs_data(nodes) else None
-    components = _components(recipe, graphs, models, nodes, calibration, progress)
+    components, fits = _components(recipe, graphs, models, nodes, calibration, progress)
     plan = QuantizationPlan(
         scheme=scheme,
         weights=recipe.quantize.weights,
         calibrator=recipe.quantize.calibrator if calibration else None,
+        steps=recipe.quantize.steps,
         calibration_digest=calibration.observations.digest if calibration else None,
         samples=len(calibration.capture) if calibration else 0,
         components=components,
@@ -89,6 +90,11 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     draft.metrics["quantize"] = {"scheme": scheme, "samples": plan.samples, "layers": _counts(plan)}
     report = {name: component.model_dump(mode="json") for name, component in components.items()}
     draft.write_json("reports/quantize.json", report, "report")
+    if calibration:
+        fit = CalibrationReport(
+            calibrator=recipe.quantize.calibrator, steps=recipe.quantize.steps, samples=plan.samples, components=fits
+        )
+        draft.write_json(REPORT, fit, "report")
 
 
 def _needs_data(nodes: Mapping[str, Mapping[str, NodePlan]]) -> bool:
@@ -121,19 +127,21 @@ def _components(
     nodes: Mapping[str, Mapping[str, NodePlan]],
     calibration: Calibration | None,
     progress: Progress,
-) -> dict[str, ComponentPlan]:
+) -> tuple[dict[str, ComponentPlan], dict[str, dict[str, TensorFit]]]:
     calibrator = calibrators.get(recipe.quantize.calibrator, percentile=recipe.quantize.percentile)
-    plans = {}
+    plans, fits = {}, {}
     for name, model in models.items():
         tensors = calibrated_tensors(model, nodes[name])
-        ranges = {}
+        found = {}
         if tensors and calibration:
             feeds = partial(calibration.feeds, name)
-            ranges = collect_ranges(graphs[name], feeds, tensors, calibrator, progress)
+            found = collect(graphs[name], feeds, tensors, calibrator, progress, recipe.quantize.steps)
+        ranges = {tensor: of.range for tensor, of in found.items()}
         plans[name] = component_plan(graphs[name], nodes[name], ranges)
+        fits[name] = fits_of(found)
     if calibration:
         calibration.observations.check_unchanged()
-    return plans
+    return plans, fits
 
 
 def _counts(plan: QuantizationPlan) -> dict[str, dict[str, int]]:
