@@ -184,6 +184,8 @@ class Draft:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     engine: EngineEntry | None = None
     finish: Finish | None = None
+    unfinished: Path | None = None
+    """Where a long stage may keep what it found out, for the next process when this one is killed."""
 
     def write(self, path: str, data: bytes, role: Role) -> None:
         """Add one file, in the place of one of the same path."""

@@ -45,7 +45,10 @@ _RECORD = TypeAdapter(Record)
 
 @dataclass(frozen=True)
 class Store:
-    """Stage results in a folder: `stages/<stage>/<key>/` are artifacts, `journal/<stage>/<key>.json` their records."""
+    """Stage results in a folder: `stages/<stage>/<key>/` are artifacts, `journal/<stage>/<key>.json` their records.
+
+    `unfinished/<stage>/<key>.jsonl` is what a stage that is not through yet found out.
+    """
 
     root: Path
 
@@ -62,9 +65,18 @@ class Store:
         except RuntimeError as error:
             raise EnvironmentProblem("this user has no home directory", hint=f"set {VARIABLE}") from error
 
+    @property
+    def opened(self) -> Path:
+        """Where backends keep what they compile while they open engines: `opened/<backend>/<key>`."""
+        return self.root / "opened"
+
     def place(self, stage: str, key: str) -> Path:
         """Where the result of a stage under a key lies, or will lie."""
         return self.root / "stages" / stage / key
+
+    def unfinished(self, stage: str, key: str) -> Path:
+        """Where what an interrupted stage found out lies, or will lie; gone once its result is stored."""
+        return self.root / "unfinished" / stage / f"{key}.jsonl"
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The stored result, every byte checked, or None. A damaged entry is dropped, so that it is made again."""
@@ -99,7 +111,7 @@ class Store:
         return "never built here"
 
     def collect(self, *, older_than_days: float) -> tuple[int, int]:
-        """Remove results not written in the last days, and staging of dead processes; gives entries and bytes gone."""
+        """Remove what was not written in the last days, and staging of dead processes; gives entries and bytes gone."""
         removed, freed = 0, 0
         for folder in [*self.root.glob("*"), *self.root.glob("*/*")]:
             removed += remove_dead_staging(folder)
@@ -111,6 +123,10 @@ class Store:
             if (written[stage, key] if (stage, key) in written else _modified(place)) <= limit:
                 freed += remove_directory(place)
                 self._line(stage, key).unlink(missing_ok=True)
+                removed += 1
+        for left in [*self.root.glob("unfinished/*/[0-9a-f]*.jsonl"), *self.opened.glob("*/[0-9a-f]*")]:
+            if _modified(left) <= limit:
+                freed += _discard(left)
                 removed += 1
         return removed, freed
 
@@ -149,11 +165,21 @@ def key_of(parts: Mapping[str, Any]) -> str:
 
 
 def _modified(place: Path) -> float:
-    """When a folder was last written; as long ago as can be when another process took it away just now."""
+    """When a file or folder was last written; as long ago as can be when another process took it away just now."""
     try:
         return place.stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def _discard(file: Path) -> int:
+    """Remove a file; gives its bytes, 0 when another process took it away just now."""
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        return 0
+    file.unlink(missing_ok=True)
+    return size
 
 
 def differences(place: str, old: Any, new: Any) -> Iterator[str]:

@@ -16,7 +16,7 @@ from vlaopt.progress import Task
 from vlaopt.quantization.trials import Choice, Chosen
 
 FP32, UNIFORM = "fp32", "uniform"
-"""The anchors: nothing quantized, and everything that pays. Each evaluation is measured in turns with both."""
+"""The anchors: nothing quantized, and everything that pays. Each evaluation is measured in turns with them."""
 
 
 class Runs(Protocol):
@@ -63,9 +63,11 @@ class Evaluation:
 class Evaluations:
     """At most `budget` evaluations, those of earlier processes in `journal` among them. Equal choices count once."""
 
-    def __init__(self, runs: Runs, *, budget: int, uniform: Choice, task: Task, journal: Path | None = None) -> None:
+    def __init__(
+        self, runs: Runs, *, budget: int, task: Task, uniform: Choice | None = None, journal: Path | None = None
+    ) -> None:
         self._runs, self._task = runs, task
-        self._anchors: dict[str, Choice] = {FP32: {}, UNIFORM: uniform}
+        self._anchors: dict[str, Choice] = {FP32: {}} | ({} if uniform is None else {UNIFORM: uniform})
         self._journal = journal
         self._known = read_journal(journal) if journal else {}
         self.budget, self.resumed = budget, len(self._known)

@@ -188,6 +188,16 @@ def test_a_result_whose_builder_died_before_its_record_is_collected_too(store: S
     assert not place.exists()
 
 
+def test_what_opening_engines_kept_is_collected_when_it_is_old(store: Store) -> None:
+    store.opened.joinpath("openvino").mkdir(parents=True)
+    old, young = store.opened / "openvino" / ("a" * 64), store.opened / "openvino" / ("b" * 64)
+    old.write_bytes(b"12345")
+    young.write_bytes(b"1")
+    os.utime(old, (0, time.time() - 10 * 86400))
+    assert store.collect(older_than_days=9) == (1, 5)
+    assert [path.name for path in store.opened.glob("*/*")] == [young.name]
+
+
 def test_what_dead_processes_left_anywhere_is_collected(store: Store) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -199,6 +209,17 @@ def test_what_dead_processes_left_anywhere_is_collected(store: Store) -> None:
     (store.root / "summaries" / f".staging-{dead.pid}-2").write_bytes(b"{")
     assert store.collect(older_than_days=0) == (3, 0)
     assert names(store.root / "stages/export") == [f".staging-{os.getpid()}-0"]
+
+
+def test_what_an_interrupted_stage_found_out_is_collected_when_it_is_old(store: Store) -> None:
+    old, young = store.unfinished("quantize", KEY), store.unfinished("quantize", "0" * 64)
+    old.parent.mkdir(parents=True)
+    for path in (old, young):
+        path.write_bytes(b"a line")
+    os.utime(old, (0, 0))
+    assert store.collect(older_than_days=1) == (1, 6)
+    assert not old.exists()
+    assert young.exists()
 
 
 def test_small_results_are_kept_beside_the_stages(store: Store) -> None:
