@@ -144,7 +144,10 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What a component is compiled for. `threads` 0 leaves the backend's default; `compute_capabilities` like '8.9'."""
+    """What a component is compiled for. `threads` 0 leaves the backend's default; `compute_capabilities` like '8.9'.
+
+    `cache` is a folder of this machine's where opening may keep what it compiles (`vlaopt.backends.kept`), or None.
+    """
 
     threads: int = 0
     compute_capabilities: tuple[str, ...] = ()
@@ -155,6 +158,7 @@ class EngineOptions:
 class Engine:
     """A compiled component: its files by name, and the layers per precision that the backend says it will run.
 
+    cache: Path | None = None
     Both are what the audit reads. `precisions` counts, {"int8": 52, "fp32": 13}; `layers` names, {"project/Gemm":
     "int8"}, the nodes of the portable graph. They are empty when the backend cannot tell before it runs; `layers` also
     where it only counts (`vlaopt.backends.audit.by_node` helps to find the nodes behind kernels).

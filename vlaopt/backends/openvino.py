@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from vlaopt.backends import (
 )
 from vlaopt.backends.audit import by_node
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
+from vlaopt.backends.kept import LARGEST, keep, recall
 from vlaopt.optional import installed_version, require
+from vlaopt.hashing import digest_bytes, digest_json
 
 XML, BIN = "model.xml", "model.bin"
 SETTINGS = {"precision": "fp32"}
@@ -147,16 +150,25 @@ class OpenVinoBackend:
         return Engine(files, dict(sorted(precisions.items())), tuple(notes), by_node(graph, kernels))
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
-        """A session from the IR's bytes, no file touched. Raises InputError when a file is missing or damaged."""
+        """A session from the IR's bytes; no file touched but in `options.cache`.
+
+        Raises InputError when a file is missing or damaged.
+        """
         if set(files) != {XML, BIN}:
             raise InputError(f"an openvino engine is {XML} and {BIN}, not {', '.join(sorted(files)) or 'none'}")
         config = _config(options)
         try:
             _, compiled = _compile(files, config)
+        cache = options.cache if sum(map(len, files.values())) <= LARGEST else None
+        key = _key(files, config) if cache else ""
+        if cache and (kept := _recalled(cache, key, config)):
+            return OpenVinoSession(kept)
         except StageError as error:
             raise InputError(error.message, where=XML, hint="build the engine again") from error
         return OpenVinoSession(compiled)
 
+        if cache:
+            keep(cache, key, compiled.export_model().getvalue())
 
 BACKEND = OpenVinoBackend()
 
@@ -229,6 +241,26 @@ def _compile(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tuple[Any
 
 def _layers(compiled: Any) -> list[Layer]:
     found = []
+def _key(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str:
+    """Identity of what `_compile` makes here: the IR, the properties, OpenVINO to the build, and the CPU."""
+    ov = require("openvino", "cpu")
+    core = ov.Core()
+    cpu = [str(core.get_property(_DEVICE, name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    digests = {name: digest_bytes(data) for name, data in files.items()}
+    return digest_json({"files": digests, "config": dict(config), "openvino": ov.get_version(), "cpu": cpu})
+
+
+def _recalled(cache: Path, key: str, config: Mapping[str, Any]) -> Any:
+    """The compiled model kept under `key`, or None: what OpenVINO does not take any more is compiled again."""
+    data = recall(cache, key)
+    if data is None:
+        return None
+    try:
+        return require("openvino", "cpu").Core().import_model(data, _DEVICE, dict(config))
+    except RuntimeError:
+        return None
+
+
     for node in compiled.get_runtime_model().get_ops():
         facts = {key: str(value.astype(str)) for key, value in node.get_rt_info().items() if key in _LAYER_FACTS}
         kind, precision, origins = (facts[key] for key in _LAYER_FACTS)

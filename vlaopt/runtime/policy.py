@@ -11,6 +11,7 @@ from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.manifest import EngineEntry, component_path
 from vlaopt.artifact.policy_spec import PolicySpec
+from vlaopt.artifact.store import Store
 from vlaopt.backends import EngineOptions, Session
 from vlaopt.benchmark import environment
 from vlaopt.errors import EnvironmentProblem, InputError
@@ -176,11 +177,20 @@ def _open_engine(artifact: Artifact, engine: EngineEntry, threads: int | None) -
             where=str(artifact.path),
             hint="run it on its target, or name another backend (--backend onnxruntime runs the portable graphs)",
         )
-    options = EngineOptions(threads=engine.threads if threads is None else threads, settings=engine.settings)
+    chosen = engine.threads if threads is None else threads
+    options = EngineOptions(threads=chosen, settings=engine.settings, cache=_cache(engine.backend))
     return {
         name: library.open({Path(file).name: artifact.read(file) for file in component.files}, options)
         for name, component in engine.components.items()
     }
+
+
+def _cache(backend: str) -> Path | None:
+    """Where this machine keeps what a backend compiles as it opens engines; None for a user without a home."""
+    try:
+        return Store.default().opened / backend
+    except EnvironmentProblem:
+        return None
 
 
 def _open_portable(artifact: Artifact, backend: str, threads: int | None) -> dict[str, Session]:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import vlaopt
 from vlaopt.artifact.artifact import Artifact
-from vlaopt.artifact.manifest import EngineEntry, Finish, component_path
+from vlaopt.artifact.graph import Graph
+from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, component_path
 from vlaopt.backends import EngineOptions, Session
 from vlaopt.errors import EnvironmentProblem, InputError
 from vlaopt.runtime import policy as runtime
@@ -108,6 +110,32 @@ def test_without_those_features_only_a_backend_that_is_exact_without_them_runs_t
         open_artifact(for_vnni, backend="openvino")
     policy = open_artifact(for_vnni, backend="reference")
     assert policy.predict_chunk(tiny_observation) == pytest.approx(tiny_chunk, abs=1e-4)
+
+
+def test_what_opening_keeps_lies_in_this_machines_store_and_never_in_the_artifact(
+    tmp_path: Path,
+    publish: Publish,
+    tiny_files: Files,
+    tiny_graphs: dict[str, bytes],
+    tiny_observation: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLAOPT_STORE", str(tmp_path / "store"))
+    library, files, components = runtime.backends.get("openvino"), {}, {}
+    for name, graph in tiny_graphs.items():
+        built = library.build(Graph(graph), EngineOptions(threads=1)).files
+        paths = {f"engines/here/{name}/{file}": ("engine", data) for file, data in built.items()}
+        files |= paths
+        components[name] = EngineComponent(variant="plain", reason="a test", files=tuple(paths), precisions={})
+    entry = EngineEntry(
+        machine="here", backend="openvino", backend_version="1", threads=1, settings={}, components=components
+    )
+    artifact = publish(tmp_path / "artifact", {**tiny_files, **files}, engine=entry)
+    before = {path: path.stat().st_mtime_ns for path in [artifact.path, *artifact.path.rglob("*")]}
+    first = open_artifact(artifact).predict_chunk(tiny_observation)
+    assert len(list(tmp_path.glob("store/opened/openvino/*"))) == len(components)
+    assert np.array_equal(open_artifact(artifact).predict_chunk(tiny_observation), first)
+    assert {path: path.stat().st_mtime_ns for path in [artifact.path, *artifact.path.rglob("*")]} == before
 
 
 def test_features_that_are_no_names_are_refused(
