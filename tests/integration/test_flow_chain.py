@@ -17,6 +17,7 @@ from vlaopt.artifact.store import Store
 from vlaopt.chain import Build, build, run_stage
 from vlaopt.errors import InputError
 from vlaopt.progress import Silent
+from vlaopt.quantization.fit import read_report
 from vlaopt.quantization.plan import QuantizationPlan
 from vlaopt.recipe.load import load_recipe
 from vlaopt.runtime.capture import Capture
@@ -69,6 +70,30 @@ def test_the_export_says_how_far_everything_is_from_eager(built: Build) -> None:
     assert max(metrics["parity"].values()) < 2e-5
     assert metrics["captured"] == 12
     assert metrics["noise"]["drawn"] == "normal"
+
+
+@pytest.mark.parametrize("steps", ["together", "union", "mean"])
+def test_the_ranges_of_every_loop_step_are_recorded_and_merged(folder: Path, steps: str) -> None:
+    recipe = load_recipe(folder / "recipe.yaml", overrides=["quantize.scheme=int8", f"quantize.steps={steps}"])
+    source, store = None, Store(folder / "store")
+    for stage in ("export", "prune", "quantize"):
+        source = run_stage(get(stage), recipe, source, store=store, progress=Silent()).artifact
+    plan = QuantizationPlan.from_json(source.read(PLAN), where=PLAN)
+    report = read_report(source)
+    assert plan.steps == report.steps == steps
+    for component, fits in report.components.items():
+        assert fits.keys() == plan.components[component].ranges.keys()
+        for tensor, fit in fits.items():
+            low, high = plan.components[component].ranges[tensor]
+            assert (low, high) == pytest.approx(fit.range, rel=1e-5)
+            assert len(fit.steps) == (5 if component == "step" else 0)
+            if fit.steps:
+                # The recipe's calibrator is minmax: a step's range is what was seen in it.
+                lows, highs = zip(*(step.seen for step in fit.steps), strict=True)
+                merged = (np.mean(lows), np.mean(highs)) if steps == "mean" else (min(lows), max(highs))
+                assert (low, high) == pytest.approx(merged, rel=1e-5)
+                own = None if steps == "together" else fit.steps[0].seen
+                assert fit.steps[0].range == own
 
 
 def test_the_capture_goes_as_far_as_quantize_and_no_further(built: Build) -> None:

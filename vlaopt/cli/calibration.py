@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vlaopt.calibration.inspection import Inspection
 
 commands = typer.Typer(
-    help="Make and look at calibration sets.",
+    help="Make and look at calibration sets, and at what they made of an artifact.",
     epilog="Example: vlaopt calibration inspect calibration/metaworld",
     no_args_is_help=True,
 )
@@ -95,21 +95,50 @@ def make(
 
 @commands.command(epilog="Example: vlaopt calibration inspect calibration/metaworld-held-out --json")
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="SET", help="A calibration set.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="SET|ARTIFACT", help="A calibration set, or an artifact quantized with one.")
+    ],
     policy: PolicyOption = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw an artifact's worst tensors.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a calibration set holds, and what would be refused of it."""
+    """Show what a set holds and what would be refused; or how well 8 bits hold each tensor of an artifact."""
+    from vlaopt.artifact.manifest import FILE_NAME
     from vlaopt.calibration import CalibrationSet
     from vlaopt.calibration.inspection import inspect as measure
     from vlaopt.cli.wanted import wanted_by
+    from vlaopt.errors import InputError
 
+    if (path / FILE_NAME).is_file():
+        if policy:
+            raise InputError("--policy is for a calibration set, this is an artifact", where=str(path))
+        _inspect_artifact(path, plot, as_json)
+        return
+    if plot:
+        raise InputError("--plot draws the tensors of an artifact, this is none", where=str(path))
     expected = wanted_by(policy).expected if policy else None
     found = measure(CalibrationSet.open(path), expected)
     if as_json:
         terminal.give_json(found.model_dump(mode="json", by_alias=True))
     else:
         _show(found)
+
+
+def _inspect_artifact(path: Path, plot: Path | None, as_json: bool) -> None:
+    from vlaopt.artifact.artifact import Artifact
+    from vlaopt.cli import ranges
+    from vlaopt.quantization.fit import read_report
+
+    report = read_report(Artifact.open(path))
+    if plot:
+        ranges.plot(report, plot)
+        terminal.note(f"plot: {plot}")
+    if as_json:
+        terminal.give_json(report.model_dump(mode="json", by_alias=True))
+    else:
+        ranges.show(report)
 
 
 def _show(found: Inspection) -> None:

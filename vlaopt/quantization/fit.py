@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -39,8 +39,14 @@ class TensorFit(_Frozen):
     saturated: float = Field(ge=0, le=1, description="Share of its values beyond the range.")
     outliers: float = Field(ge=0, description="Largest |x| over the 99.9th percentile of those that are not zero.")
     noise: float = Field(ge=0, description="RMS error of symmetric 8-bit numbers over the range, relative to its RMS.")
+    taken_by: tuple[str, ...] = Field(description="The nodes that take it.")
     bars: tuple[int, ...] = Field(description="How often |x| fell into equal parts of 0 to its largest; without zeros.")
     steps: tuple[StepFit, ...] = Field(description="Each loop step; empty for a component that is called once.")
+
+    def spread(self) -> float:
+        """The largest |x| of the loudest loop step over that of the quietest; 1 without a loop."""
+        largest = [max(-step.seen[0], step.seen[1]) for step in self.steps]
+        return max(largest) / max(min(largest), 1e-30) if largest and max(largest) > 0.0 else 1.0
 
 
 class CalibrationReport(_Frozen):
@@ -57,10 +63,15 @@ class CalibrationReport(_Frozen):
         every = [(name, tensor, fit) for name, fits in self.components.items() for tensor, fit in fits.items()]
         return sorted(every, key=lambda one: (-one[2].noise, one[0], one[1]))
 
+    def loops_first(self) -> list[tuple[str, str, TensorFit]]:
+        """Those of loops, by how much larger their largest |x| is in one step than in another."""
+        loops = [one for one in self.worst_first() if one[2].steps]
+        return sorted(loops, key=lambda one: -one[2].spread())
 
-def fits_of(collected: Mapping[str, Found]) -> dict[str, TensorFit]:
-    """The fit of every tensor that was calibrated, by name."""
-    return {name: _fit(found) for name, found in collected.items()}
+
+def fits_of(collected: Mapping[str, Found], takers: Mapping[str, Sequence[str]]) -> dict[str, TensorFit]:
+    """The fit of every tensor that was calibrated, by name; `takers` are the names of the nodes that take a tensor."""
+    return {name: _fit(found, takers.get(name, ())) for name, found in collected.items()}
 
 
 def read_report(artifact: Artifact) -> CalibrationReport:
@@ -80,7 +91,7 @@ def read_report(artifact: Artifact) -> CalibrationReport:
         raise InputError(first_problem(error), where=REPORT) from error
 
 
-def _fit(found: Found) -> TensorFit:
+def _fit(found: Found, takers: Sequence[str]) -> TensorFit:
     histogram, covered = found.histogram, found.range
     seen = histogram.extremes
     loop = found.steps if len(found.steps) > 1 else ()
@@ -90,6 +101,7 @@ def _fit(found: Found) -> TensorFit:
         saturated=_short(saturated(histogram, covered)),
         outliers=_short(outliers(histogram)),
         noise=_short(noise(histogram, covered)),
+        taken_by=tuple(takers),
         bars=tuple(histogram.counts.reshape(BARS, -1).sum(axis=1).tolist()),
         steps=tuple(
             StepFit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import numpy as np
 import pytest
 
 from tests.unit.cli.conftest import ROOT, STATE, Cli, Told
+from tests.unit.conftest import Files, Publish
 from vlaopt.calibration import CalibrationSet
+from vlaopt.cli import ranges
 from vlaopt.cli.wanted import wanted_by
+from vlaopt.quantization.calibrators import Extremes, Found, Histogram, Range, Step
+from vlaopt.quantization.fit import REPORT, CalibrationReport, TensorFit, fits_of
 
 NAME = "observation.state"
 SHIPPED = ROOT / "calibration/metaworld-held-out"
@@ -178,6 +183,71 @@ def test_inspect_holds_a_set_against_a_policy(cli: Cli, episodes: Path, tmp_path
     told = cli("calibration", "inspect", tmp_path / "set", "--policy", artifact)
     assert told.code == 0
     assert "problem: observation.state is float32 [5], the policy needs float32 [4]" in told.out
+
+
+def fit(amax: float, seen: float, steps: tuple[float, ...] = (), taken_by: str = "layers.0/Gemm") -> TensorFit:
+    """A tensor whose values were spread evenly up to `seen`."""
+    values = np.linspace(-seen, seen, 1001, dtype=np.float32)
+    histogram = Histogram(Extremes.of(values))
+    histogram.add(values)
+    own = tuple(Step(Extremes(-step, step), Range(-step, step)) for step in steps)
+    found = Found(Range(-amax, amax), histogram, own or (Step(histogram.extremes, None),))
+    return fits_of({"x": found}, {"x": [taken_by]})["x"]
+
+
+@pytest.fixture
+def quantized(tmp_path: Path, publish: Publish, tiny_files: Files) -> Path:
+    """An artifact whose calibration held one tensor well, cut another in half, and saw a loop grow louder."""
+    fits = {f"good_{number}": fit(1.0, 1.0) for number in range(20)}
+    fits |= {"cut": fit(0.5, 1.0, taken_by="[last]/MatMul"), "loop": fit(3.0, 4.0, steps=(1.0, 4.0))}
+    report = CalibrationReport(calibrator="mse", steps="union", samples=9, components={"step": fits})
+    data = report.model_dump_json(by_alias=True).encode()
+    return publish(tmp_path / "quantized", {**tiny_files, REPORT: ("report", data)}).path
+
+
+def test_inspect_tells_how_an_artifact_was_calibrated(cli: Cli, quantized: Path) -> None:
+    told = cli("calibration", "inspect", quantized)
+    assert told.code == 0, told.err
+    assert told.out.startswith("mse on 9 samples, loop steps: union, 22 tensors\n")
+    rows = [line for line in told.out.splitlines() if " to " in line]
+    assert re.search(r"step: cut +\[last\]/MatMul +-0.5 to 0.5 +-1 to 1 +\d\d.\d\d% +50.\d+%", rows[0])
+    assert any(re.search(r"step: loop .* 1 to 4 over 2$", row) for row in rows)
+    assert "2 more tensors with less noise; --json has all" in told.out
+
+
+def test_inspect_tells_a_program_how_an_artifact_was_calibrated(cli: Cli, quantized: Path) -> None:
+    told = cli("calibration", "inspect", quantized, "--json").json
+    assert (told["schema"], told["calibrator"], told["steps"]) == ("vlaopt.calibration-report/1", "mse", "union")
+    assert len(told["components"]["step"]) == 22
+    assert told["components"]["step"]["loop"]["steps"][1] == {"range": [-4.0, 4.0], "seen": [-4.0, 4.0]}
+
+
+def test_inspect_draws_the_worst_tensors_and_the_loop(cli: Cli, quantized: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    told = cli("calibration", "inspect", quantized, "--plot", tmp_path / "plot.svg", "--json")
+    assert told.code == 0, told.err
+    assert told.json["calibrator"] == "mse"
+    words = {text.strip() for text in ET.fromstring((tmp_path / "plot.svg").read_bytes()).itertext()}
+    assert {"step.[last]/MatMul", "loop step", "largest |x| by step: 1 to 4 over 2", "range, steps union"} <= words
+
+
+def test_inspect_draws_a_policy_without_a_loop(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report = CalibrationReport(calibrator="mse", steps="together", samples=9, components={"arm": {"x": fit(1.0, 1.0)}})
+    ranges.plot(report, tmp_path / "plot.svg")
+    assert b"loop step" not in (tmp_path / "plot.svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{artifact}"], "nothing was calibrated for this artifact"),
+        (["{artifact}", "--policy", "{artifact}"], "--policy is for a calibration set, this is an artifact"),
+        ([str(SHIPPED), "--plot", "plot.svg"], "--plot draws the tensors of an artifact, this is none"),
+    ],
+)
+def test_inspect_refuses(cli: Cli, artifact: Path, arguments: list[str], words: str) -> None:
+    check_refused(cli("calibration", "inspect", *(text.format(artifact=artifact) for text in arguments)), words)
 
 
 def test_capture_replays_episodes(cli: Cli, episodes: Path, tmp_path: Path, artifact: Path) -> None:

@@ -65,7 +65,10 @@ def report() -> CalibrationReport:
     good = Found(Range(-9.0, 9.0), histogram, steps[:1])
     bad = Found(Range(-0.1, 0.1), histogram, steps)
     return CalibrationReport(
-        calibrator="mse", steps="union", samples=3, components={"head": fits_of({"good": good, "bad": bad})}
+        calibrator="mse",
+        steps="union",
+        samples=3,
+        components={"head": fits_of({"good": good, "bad": bad}, {"bad": ["layers.1/Gemm"]})},
     )
 
 
@@ -76,6 +79,9 @@ def test_the_worst_comes_first_and_a_loop_is_told_step_by_step() -> None:
     assert fit.steps[0].range == (-1.0, 1.5)
     assert fit.steps[1].range is None
     assert other.steps == ()
+    assert (fit.taken_by, other.taken_by) == (("layers.1/Gemm",), ())
+    assert report().loops_first() == [("head", "bad", fit)]
+    assert fit.spread() == pytest.approx(np.abs(VALUES).max() / 2.0, rel=1e-4)
     assert len(fit.bars) == BARS
     assert sum(fit.bars) == np.count_nonzero(VALUES)
 
