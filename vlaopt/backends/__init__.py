@@ -152,13 +152,13 @@ class EngineOptions:
     threads: int = 0
     compute_capabilities: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
 class Engine:
     """A compiled component: its files by name, and the layers per precision that the backend says it will run.
 
-    cache: Path | None = None
     Both are what the audit reads. `precisions` counts, {"int8": 52, "fp32": 13}; `layers` names, {"project/Gemm":
     "int8"}, the nodes of the portable graph. They are empty when the backend cannot tell before it runs; `layers` also
     where it only counts (`vlaopt.backends.audit.by_node` helps to find the nodes behind kernels).

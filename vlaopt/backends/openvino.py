@@ -25,10 +25,10 @@ from vlaopt.backends import (
     scratch_folder,
 )
 from vlaopt.backends.audit import by_node
-from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.backends.kept import LARGEST, keep, recall
-from vlaopt.optional import installed_version, require
+from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.hashing import digest_bytes, digest_json
+from vlaopt.optional import installed_version, require
 
 XML, BIN = "model.xml", "model.bin"
 SETTINGS = {"precision": "fp32"}
@@ -157,18 +157,18 @@ class OpenVinoBackend:
         if set(files) != {XML, BIN}:
             raise InputError(f"an openvino engine is {XML} and {BIN}, not {', '.join(sorted(files)) or 'none'}")
         config = _config(options)
-        try:
-            _, compiled = _compile(files, config)
         cache = options.cache if sum(map(len, files.values())) <= LARGEST else None
         key = _key(files, config) if cache else ""
         if cache and (kept := _recalled(cache, key, config)):
             return OpenVinoSession(kept)
+        try:
+            _, compiled = _compile(files, config)
         except StageError as error:
             raise InputError(error.message, where=XML, hint="build the engine again") from error
-        return OpenVinoSession(compiled)
-
         if cache:
             keep(cache, key, compiled.export_model().getvalue())
+        return OpenVinoSession(compiled)
+
 
 BACKEND = OpenVinoBackend()
 
@@ -239,8 +239,6 @@ def _compile(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tuple[Any
         raise StageError(f"OpenVINO cannot compile the IR: {_reason(error)}") from error
 
 
-def _layers(compiled: Any) -> list[Layer]:
-    found = []
 def _key(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str:
     """Identity of what `_compile` makes here: the IR, the properties, OpenVINO to the build, and the CPU."""
     ov = require("openvino", "cpu")
@@ -261,6 +259,8 @@ def _recalled(cache: Path, key: str, config: Mapping[str, Any]) -> Any:
         return None
 
 
+def _layers(compiled: Any) -> list[Layer]:
+    found = []
     for node in compiled.get_runtime_model().get_ops():
         facts = {key: str(value.astype(str)) for key, value in node.get_rt_info().items() if key in _LAYER_FACTS}
         kind, precision, origins = (facts[key] for key in _LAYER_FACTS)
