@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := $(VENV)/.peers
 RECIPE ?= recipes/edge-vla/cpu.yaml
 OUTPUT ?= artifacts
 EPISODES ?= 25
+POLICIES ?= edge-vla,act,smolvla
 # LeRobot asks for an older torch and for torchvision's CUDA build; beside a CPU-only torch it works without asking.
 LEROBOT := accelerate av datasets deepdiff diffusers draccus einops huggingface_hub imageio jsonlines num2words \
            opencv-python-headless pyserial termcolor transformers
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-full check fix eval train-reference bench clean
+.PHONY: help setup demo test test-slow test-full check fix eval train-reference bench peers clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+(-<recipe>)?:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -61,6 +63,13 @@ eval: $(STAMP) ## Closed-loop success of the checkpoint and of the built artifac
 
 bench: $(STAMP) ## Measure the built artifact at the control rate
 	$(BIN)/vlaopt bench "$$($(BIN)/vlaopt build $(RECIPE) --output $(OUTPUT) | tail -n 1)"
+
+$(PEERS): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[peers]'
+	touch $@
+
+peers: $(PEERS) ## Measure vlaopt beside its peers: 40 minutes, 12 GB (POLICIES=edge-vla: 5 minutes)
+	$(BIN)/python scripts/peers.py --policies $(POLICIES)
 
 train-reference: $(STAMP) ## Train the shipped policy again, and record its calibration sets
 	$(BIN)/python scripts/train_reference.py

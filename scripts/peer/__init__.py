@@ -1,0 +1,1 @@
+"""What `scripts/peers.py` measures: subjects, rows, and the report."""
