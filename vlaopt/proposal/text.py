@@ -124,14 +124,15 @@ def _quantize(proposal: Proposal) -> Iterator[str]:
 def _engine(proposal: Proposal) -> Iterator[str]:
     target = proposal.target
     if target.kind == "cpu":
-        about = "A component ships in int8 only where that beats its FP32 form by this factor."
+        about = "As many threads as pay. A component ships in int8 only where that beats its FP32 form by this factor."
     elif target.engine_built_on == "any":
         about = "Built here, without a GPU; running it needs one."
     else:
         place = "on the Jetson" if target.kind == "jetson" else "on a machine of the target"
         about = f"Finished {place} by `vlaopt engine ARTIFACT`; elsewhere the build ends with the portable graphs."
     yield from _comment(about)
-    yield "engine: {backend: auto, minimum_speedup: 1.02}" if target.kind == "cpu" else "engine: {backend: auto}"
+    cpu = "engine: {backend: auto, threads: auto, minimum_speedup: 1.02}"
+    yield cpu if target.kind == "cpu" else "engine: {backend: auto}"
 
 
 def _verify(proposal: Proposal) -> Iterator[str]:
