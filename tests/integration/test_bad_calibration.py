@@ -1,9 +1,10 @@
-"""A calibration set that cannot be used is refused by name, and nothing of it is stored (bad inputs 14 to 20)."""
+"""A calibration set that cannot be used is refused by name, and nothing of it is stored (bad inputs 14 to 21)."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vlaopt.artifact.store import Store
 from vlaopt.calibration import CalibrationSet, write_calibration_set
 from vlaopt.chain import run_stage
 from vlaopt.errors import InputError
-from vlaopt.progress import Silent
+from vlaopt.progress import Silent, Task
 from vlaopt.recipe.load import load_recipe
 from vlaopt.stages import get
 
@@ -97,6 +98,32 @@ def test_a_bad_set_is_refused(
         run_stage(get("quantize"), recipe, source, store=store, progress=Silent())
     assert raised.value.exit_code == 2
     assert "\n" not in str(raised.value)
+    assert not list(store.root.rglob("manifest.json"))
+
+
+class Meddler(Silent):
+    """Changes one byte of a file as soon as work of some name begins, like somebody who records over a set in use."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        self._path, self._label = path, label
+
+    def task(self, label: str, total: int | None = None) -> AbstractContextManager[Task]:
+        if label == self._label:
+            data = bytearray(self._path.read_bytes())
+            data[-1] ^= 1
+            self._path.write_bytes(data)
+        return super().task(label, total)
+
+
+@pytest.mark.parametrize("label", ["finding extremes", "counting values"])
+def test_a_set_that_changes_while_it_is_used_is_refused(small_build: SmallBuild, tmp_path: Path, label: str) -> None:
+    shutil.copytree(SET, tmp_path / "set")
+    recipe = load_recipe(CPU, overrides=[*NO_RECOVERY, f"calibration.path={tmp_path / 'set'}"])
+    source, store = small_build.result.outcomes[1].artifact, Store(tmp_path / "store")
+    meddler = Meddler(tmp_path / "set/observations.safetensors", label)
+    with pytest.raises(InputError, match="changed while it was in use") as raised:
+        run_stage(get("quantize"), recipe, source, store=store, progress=meddler)
+    assert raised.value.exit_code == 2
     assert not list(store.root.rglob("manifest.json"))
 
 

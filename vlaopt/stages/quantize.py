@@ -16,6 +16,7 @@ from vlaopt.errors import InputError
 from vlaopt.graph.check import load
 from vlaopt.graph.external import decode, encode, structure
 from vlaopt.graph.simplify import simplify
+from vlaopt.graph.topology import consumers
 from vlaopt.progress import Progress
 from vlaopt.quantization import calibrators
 from vlaopt.quantization.collect import collect
@@ -97,6 +98,11 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
         draft.write_json(REPORT, fit, "report")
 
 
+def _takers(model: ModelProto) -> dict[str, list[str]]:
+    """By tensor, the nodes that take it."""
+    return {tensor: [node.name for node in nodes] for tensor, nodes in consumers(model.graph).items()}
+
+
 def _needs_data(nodes: Mapping[str, Mapping[str, NodePlan]]) -> bool:
     return any(node.scheme == "int8" for component in nodes.values() for node in component.values())
 
@@ -138,7 +144,7 @@ def _components(
             found = collect(graphs[name], feeds, tensors, calibrator, progress, recipe.quantize.steps)
         ranges = {tensor: of.range for tensor, of in found.items()}
         plans[name] = component_plan(graphs[name], nodes[name], ranges)
-        fits[name] = fits_of(found)
+        fits[name] = fits_of(found, _takers(models[name]))
     if calibration:
         calibration.observations.check_unchanged()
     return plans, fits
