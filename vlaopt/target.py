@@ -66,9 +66,6 @@ class Target(Section):
     kind: Literal["cpu", "gpu", "jetson"] = Field(description="What computes.")
     arch: Literal["x86_64", "aarch64"] = Field(description="Instruction set of the host, as `uname -m` says it.")
     backends: Annotated[Many[Slug], Field(min_length=1)] = Field(description="Backends, the preferred one first.")
-    activations: Literal["uint8", "int8"] = Field(
-        description="Q/DQ form of activations that its backends want: asymmetric uint8 or symmetric int8."
-    )
     reduce_range: bool = Field(
         default=False,
         description="Whether weights have 7 bits: 8-bit products saturate on x86 CPUs without VNNI when they have 8.",

@@ -17,7 +17,6 @@ name: mine
 kind: gpu
 arch: x86_64
 backends: [tensorrt]
-activations: int8
 compute_capabilities: ["8.9", "12.0"]
 precisions: [fp32, fp16, int8, fp8]
 engine_built_on: target
@@ -35,12 +34,6 @@ def test_the_shipped_targets_are_sound() -> None:
     assert {
         "cpu-arm", "cpu-x86", "cpu-x86-vnni", "jetson-orin", "jetson-orin-nano", "jetson-thor", "x86-gpu", "x86-rtx",
     } <= set(list_targets())  # fmt: skip
-
-
-def test_uint8_activations_are_for_cpu_targets_only() -> None:
-    # TensorRT reads uint8 Q/DQ as int8 without an error.
-    for target in map(load_target, list_targets()):
-        assert (target.activations == "uint8") == (target.kind == "cpu"), target.name
 
 
 def test_a_target_is_found_by_name_and_by_path_beside_a_recipe(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ SIZE_LIMIT = 16 << 20
 _SEGMENT = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
-Role = Literal["component", "plain", "weights", "policy", "golden", "capture", "engine", "report"]
+Role = Literal["component", "plain", "placed", "weights", "policy", "golden", "capture", "engine", "report"]
 
 
 class Entry(BaseModel):
@@ -193,6 +193,11 @@ def component_path(name: str) -> str:
 def plain_path(name: str) -> str:
     """Where the unquantized twin of a quantized component lies."""
     return str(PurePosixPath("onnx", "plain", f"{name}.onnx"))
+
+
+def placed_path(placement: str, name: str) -> str:
+    """Where a quantized component lies as a placement wants it that is not the one of the target's first backend."""
+    return str(PurePosixPath("onnx", placement, f"{name}.onnx"))
 
 
 def data_path(path: str) -> str:

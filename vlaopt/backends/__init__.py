@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -26,6 +26,12 @@ BUILT_IN = {
     "reference": "vlaopt.backends.reference",
     "tensorrt-rtx": "vlaopt.backends.tensorrt.rtx",
 }
+
+Placement = Literal["onnxruntime", "openvino", "tensorrt"]
+"""Where a kind of backend wants Q/DQ nodes, and of which form: see `vlaopt.quantization.placement`."""
+
+COMING: Mapping[str, Placement] = {"tensorrt": "tensorrt"}
+"""Backends that targets name and a later version drives, with their placement: graphs for them are written already."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +177,10 @@ class Engine:
 
 
 class Backend(Protocol):
-    """One library that compiles and runs components."""
+    """One library that compiles and runs components. `placement` says how its graphs are quantized."""
 
     name: str
+    placement: Placement
 
     def missing(self) -> str | None:
         """None when the library can be imported here, else the reason in one line."""
@@ -194,6 +201,11 @@ class Backend(Protocol):
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
         """A session from an engine's files. Raises EnvironmentProblem when this machine cannot run it."""
         ...
+
+
+def placements(backends: Iterable[str]) -> list[Placement]:
+    """The placements that these backends want, each once, in their order. Raises InputError for an unknown name."""
+    return list(dict.fromkeys(COMING[name] if name in COMING else get(name).placement for name in backends))
 
 
 def names() -> list[str]:

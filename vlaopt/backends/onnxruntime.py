@@ -17,6 +17,7 @@ from vlaopt.artifact.graph import Graph
 from vlaopt.backends import (
     Engine,
     EngineOptions,
+    Placement,
     Port,
     Resident,
     Session,
@@ -143,6 +144,7 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
+    placement: Placement = "onnxruntime"
 
     def missing(self) -> str | None:
         return None if importlib.util.find_spec("onnxruntime") else "onnxruntime is not installed: pip install vlaopt"

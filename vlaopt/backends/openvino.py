@@ -16,6 +16,7 @@ from vlaopt.artifact.graph import Graph
 from vlaopt.backends import (
     Engine,
     EngineOptions,
+    Placement,
     Port,
     Resident,
     Session,
@@ -115,6 +116,7 @@ class OpenVinoBackend:
     """
 
     name = "openvino"
+    placement: Placement = "openvino"
 
     def missing(self) -> str | None:
         found = importlib.util.find_spec("openvino")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vlaopt.artifact.graph import Graph
-from vlaopt.backends import Engine, EngineOptions, Port, Session, Value, check_feeds, graph_of, graph_on_disk
+from vlaopt.backends import Engine, EngineOptions, Placement, Port, Session, Value, check_feeds, graph_of, graph_on_disk
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.optional import installed_version, require
 
@@ -47,6 +47,7 @@ class ReferenceBackend:
     """Opens components with ONNX's reference evaluator. The engine is the graph itself."""
 
     name = "reference"
+    placement: Placement = "onnxruntime"
 
     def missing(self) -> str | None:
         return None if importlib.util.find_spec("onnx") else "onnx is not installed: pip install 'vlaopt[build]'"

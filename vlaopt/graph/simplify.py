@@ -1,4 +1,5 @@
-"""Pass: the same function with fewer nodes. Constants folded, shapes filled in, identities and batch norms merged."""
+"""Pass: the same function with fewer nodes. Constants folded, shapes filled in, identities and batch norms merged, then
+slices of sequences joined and factors multiplied into weights."""
 
 from __future__ import annotations
 
@@ -14,14 +15,18 @@ from vlaopt.graph import external
 from vlaopt.graph.check import check
 from vlaopt.graph.external import is_outside, size, without_initializers
 from vlaopt.graph.naming import tidy
+from vlaopt.graph.scales import fold_scales
+from vlaopt.graph.slices import join_slices
 from vlaopt.graph.topology import constants, consumers, node_name, opset_of, producers, scope_of, unique
+from vlaopt.graph.unused import drop_unused
 
 WHOLE = 1 << 30
 """Bytes of weights up to which onnxsim sees them all."""
 
 
 def simplify(model: ModelProto, data: bytes = b"") -> ModelProto:
-    """`model` after onnxsim, in canonical form. Nodes that stay keep their names, new ones say their module.
+    """`model` after onnxsim, `join_slices` and `fold_scales`, in canonical form. Nodes that stay keep their names, new
+    ones say their module.
 
     `data` is where the weights lie that are not in it: these are neither folded nor merged, and of more weights than
     `WHOLE` the large ones are not either, for onnxsim has what it is given six times in memory. Operators such as
@@ -35,6 +40,8 @@ def simplify(model: ModelProto, data: bytes = b"") -> ModelProto:
         raise StageError(f"onnxsim cannot simplify the graph: {error}", hint="onnx.simplify: false") from error
     if held:
         _put_back(simplified, held)
+    fold_scales(join_slices(simplified))
+    drop_unused(simplified.graph)
     result = _named(model, tidy(simplified))
     _check_interface(model, result)
     try:

@@ -100,7 +100,7 @@ def _quantize(proposal: Proposal) -> Iterator[str]:
         yield from _comment(f"{proposal.target.name} has no int8.")
         yield "quantize: {scheme: none}"
         return
-    form = "symmetric, as TensorRT wants it" if proposal.target.activations == "int8" else "where it pays on a CPU"
+    form = "symmetric, as TensorRT wants it" if proposal.target.kind != "cpu" else "where it pays on a CPU"
     about = f"Static int8, {form}: the large matrix products and convolutions. Norms and softmax stay FP32 anyway."
     if "fp8" in proposal.target.precisions:
         about += " The hardware has fp8 too; this version writes int8."

@@ -1,10 +1,13 @@
 """Where QuantizeLinear and DequantizeLinear nodes go: one plan, one placement per kind of backend.
 
-`uint8`, for ONNX Runtime and OpenVINO on a CPU: asymmetric uint8 activations, int32 biases, and outputs that are
-quantized where `quantized_outputs` says. Only then does ONNX Runtime compute in integers: measured, products with int32
-biases ran twice as fast as with float ones, and convolutions in front of HardSwish 2 to 4 times as fast as with float
-outputs; OpenVINO is as fast either way. `int8`, for TensorRT: symmetric int8 activations in front of each layer, float
-biases and outputs.
+Every placement quantizes the inputs of the plan's int8 layers, both of a product of two activations, and the skips of
+residual blocks (`residuals`). They differ in the rest:
+
+`onnxruntime`: asymmetric uint8 activations, int32 biases, outputs quantized where `quantized_outputs` says. Only then
+does ONNX Runtime compute in integers: measured, products with int32 biases ran twice as fast as with float ones, and
+convolutions in front of HardSwish 2 to 4 times as fast as with float outputs.
+`openvino`: uint8 for activations that are never negative, symmetric int8 for the others, float biases and outputs.
+`tensorrt`: symmetric int8 activations, float biases and outputs.
 """
 
 from __future__ import annotations
@@ -13,13 +16,15 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from vlaopt.backends import Placement
 from vlaopt.errors import InputError, StageError
 from vlaopt.graph.check import check
 from vlaopt.graph.external import array
 from vlaopt.graph.naming import tidy
-from vlaopt.graph.topology import constants, consumers, tensor_names, unique
+from vlaopt.graph.topology import constants, tensor_names, unique
+from vlaopt.graph.unused import drop_unused as drop_unused
 from vlaopt.quantization.plan import ComponentPlan, WeightScales
 from vlaopt.quantization.weights import (
     SMALLEST_SCALE,
@@ -29,10 +34,9 @@ from vlaopt.quantization.weights import (
     layers,
     quantize_weight,
     quantized_outputs,
+    residuals,
 )
 from vlaopt.tensors import Array
-
-Activations = Literal["uint8", "int8"]
 
 _BIAS_LIMIT = 2.0**30
 """Largest code of an int32 bias, with room for the products that are added to it."""
@@ -43,7 +47,7 @@ def write_qdq(
     plan: ComponentPlan,
     data: bytes = b"",
     *,
-    activations: Activations,
+    placement: Placement,
     weights: WeightScales = "per-channel",
     limit: int = WEIGHT_LIMIT,
 ) -> ModelProto:
@@ -53,13 +57,18 @@ def write_qdq(
     quantized once however many nodes take it, weights to codes of at most `limit`. Raises StageError when the plan
     names a node that the graph lacks, or lacks the range of an activation.
     """
-    return _Writer(model, data, plan, activations, weights, limit).write()
+    return _Writer(model, data, plan, placement, weights, limit).write()
 
 
-def activation_parameters(low: float, high: float, activations: Activations) -> tuple[Array, Array]:
-    """Scale (float32) and zero point (uint8 or int8) of an activation that covers [low, high], `low <= 0 <= high`."""
-    if activations == "int8":
-        scale = np.float32(max(max(-low, high) / 127.0, SMALLEST_SCALE))
+def activation_parameters(
+    low: float, high: float, kind: Literal["uint8", "int8"], *, limit: int = WEIGHT_LIMIT
+) -> tuple[Array, Array]:
+    """Scale (float32) and zero point (`kind`) of an activation that covers [low, high], `low <= 0 <= high`.
+
+    In int8 the largest code of what it covers is `limit`.
+    """
+    if kind == "int8":
+        scale = np.float32(max(max(-low, high) / limit, SMALLEST_SCALE))
         return np.asarray(scale), np.asarray(np.int8(0))
     scale = np.float32(max((high - low) / 255.0, SMALLEST_SCALE))
     return np.asarray(scale), np.asarray(np.uint8(np.clip(np.rint(-low / np.float64(scale)), 0, 255)))
@@ -73,7 +82,7 @@ class _Writer:
         model: ModelProto,
         data: bytes,
         plan: ComponentPlan,
-        activations: Activations,
+        placement: Placement,
         weights: WeightScales,
         limit: int,
     ) -> None:
@@ -82,7 +91,7 @@ class _Writer:
         self._model.CopyFrom(model)
         self._graph = self._model.graph
         self._plan = plan
-        self._activations = activations
+        self._placement = placement
         self._per_channel = weights == "per-channel"
         self._limit = limit
         self._constants = constants(self._graph)
@@ -91,11 +100,16 @@ class _Writer:
         self._dequantized: dict[str, str] = {}
         self._weights: dict[tuple[str, int, bytes], tuple[str, Array]] = {}
         self._layers = _planned(model, plan)
+        # The right one of two activations stands where weights stand, so it is as they are: int8, with as many bits.
+        # ONNX Runtime multiplies uint8 by uint8 without saturating, on every CPU.
+        self._weightlike = {layer.other for layer in self._layers.values() if layer.other}
 
     def write(self) -> ModelProto:
         chosen = [name for name in self._layers if self._plan.nodes[name].scheme == "int8"]
-        outputs = quantized_outputs(self._graph, chosen) if self._activations == "uint8" else set()
-        wanted = outputs | {str(self._layers[name].activation) for name in chosen}
+        outputs = quantized_outputs(self._graph, chosen) if self._placement == "onnxruntime" else set()
+        wanted = outputs | {tensor for name in chosen for tensor in self._layers[name].activations}
+        skips = self._skips(chosen, wanted)
+        wanted |= set(skips.values())
         for value in self._graph.input:
             self._quantize(value.name, wanted)
         for node in self._graph.node:
@@ -103,7 +117,7 @@ class _Writer:
             written.CopyFrom(node)
             layer = self._layers.get(node.name)
             for at, name in enumerate(written.input):
-                if name in outputs:
+                if name in outputs or name == skips.get(node.name):
                     written.input[at] = self._dequantized[name]
             if layer:
                 self._rewire(written, layer)
@@ -115,15 +129,17 @@ class _Writer:
     def _rewire(self, node: NodeProto, layer: Layer) -> None:
         scheme = self._plan.nodes[node.name].scheme
         if scheme == "int8":
-            activation = str(layer.activation)
-            node.input[0] = self._dequantized[activation]
-            scale_x, _ = activation_parameters(*self._range(activation), self._activations)
+            for at, tensor in enumerate(layer.activations):
+                node.input[at] = self._dequantized[tensor]
+            if not layer.weights:
+                return
+            scale_x, _ = self._parameters(str(layer.activation))
             bias = self._bias(node)
             # An int32 bias has the scale of the products: a channel of small weights must not push it out of int32.
             # This holds for a float bias too, as ONNX Runtime quantizes it while it opens the graph.
             floor = 0.0 if bias is None else np.abs(bias.astype(np.float64)) / (np.float64(scale_x) * _BIAS_LIMIT)
             node.input[1], scale_w = self._weight(layer.weights[0], floor)
-            if bias is not None and self._activations == "uint8":
+            if bias is not None and self._placement == "onnxruntime":
                 node.input[2] = self._dequantized_bias(node.input[2], bias, scale_x * scale_w)
         elif scheme == "int8-weights":
             for weight in layer.weights:
@@ -132,7 +148,7 @@ class _Writer:
     def _quantize(self, tensor: str, wanted: set[str]) -> None:
         if tensor not in wanted:
             return
-        scale, zero_point = activation_parameters(*self._range(tensor), self._activations)
+        scale, zero_point = self._parameters(tensor)
         parameters = [self._constant(f"{tensor}_scale", scale), self._constant(f"{tensor}_zero_point", zero_point)]
         codes = unique(f"{tensor}_quantized", self._taken)
         result = unique(f"{tensor}_dequantized", self._taken)
@@ -175,6 +191,21 @@ class _Writer:
         self._add("DequantizeLinear", inputs, result, 0 if scale.ndim else None)
         return result
 
+    def _skips(self, chosen: list[str], wanted: set[str]) -> dict[str, str]:
+        """The tensor that every residual Add takes quantized: what is quantized anyway or comes out of a convolution,
+        so that backends compute convolution, sum and Relu as one."""
+        convolved = {self._layers[name].node.output[0] for name in chosen if self._layers[name].node.op_type == "Conv"}
+        allowed = wanted | (convolved if self._placement == "tensorrt" else set())
+        return {node: tensor for node, tensor in residuals(self._graph, chosen).items() if tensor in allowed}
+
+    def _parameters(self, tensor: str) -> tuple[Array, Array]:
+        low, high = self._range(tensor)
+        if self._placement == "onnxruntime":
+            return activation_parameters(low, high, "uint8")
+        if tensor in self._weightlike:
+            return activation_parameters(low, high, "int8", limit=self._limit)
+        return activation_parameters(low, high, "uint8" if self._placement == "openvino" and low >= 0 else "int8")
+
     def _range(self, tensor: str) -> tuple[float, float]:
         if tensor not in self._plan.ranges:
             raise StageError(f"the plan has no range of {tensor!r}", hint="quantize again with a calibration set")
@@ -196,18 +227,6 @@ class _Writer:
         self._graph.node.extend(self._nodes)
         drop_unused(self._graph)
         return checked(self._model, self._data)
-
-
-def drop_unused(graph: GraphProto) -> None:
-    """Remove, in place, the initializers and shapes of tensors that nothing in `graph` takes or makes any more."""
-    used = set(consumers(graph)) | {value.name for value in graph.output}
-    made = used.union(*(set(node.output) for node in graph.node))
-    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
-    shapes = [value for value in graph.value_info if value.name in made]
-    for field, kept in ((graph.initializer, initializers), (graph.value_info, shapes)):
-        copies = [type(entry).FromString(entry.SerializeToString()) for entry in kept]
-        del field[:]
-        field.extend(copies)
 
 
 def checked(model: ModelProto, data: bytes) -> ModelProto:

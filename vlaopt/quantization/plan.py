@@ -14,7 +14,7 @@ from vlaopt.errors import InputError
 from vlaopt.graph.scopes import covers_node, node_path
 from vlaopt.hashing import canonical_json
 from vlaopt.quantization.calibrators import CalibratorName, Range, Steps
-from vlaopt.quantization.weights import Layer, layers, quantized_outputs
+from vlaopt.quantization.weights import Layer, layers, quantized_outputs, residuals
 from vlaopt.scopes import nearest
 
 NodeScheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8", "nvfp4", "fp16", "bf16", "fp32"]
@@ -24,6 +24,7 @@ Rules = Sequence[tuple[str, NodeScheme]]
 """Pairs of glob and scheme; of all that cover a node the last decides."""
 
 PAYS_FROM: Mapping[str, float] = {"Conv": 32.0, "Gemm": 96.0, "MatMul": 96.0}
+ATTENTION_PAYS_FROM = 32.0
 """Multiply-adds per value read or written from which 8-bit beats FP32 on a CPU.
 
 Below, quantizing the values costs more than the products save. Measured with ONNX Runtime 1.31 and OpenVINO 2026.4 on
@@ -108,7 +109,10 @@ def calibrated_tensors(model: ModelProto, nodes: Mapping[str, NodePlan]) -> list
     """The activations of `model` that some placement of these nodes needs the range of, in the graph's order."""
     chosen = [name for name, node in nodes.items() if node.scheme == "int8"]
     known = layers(model)
-    tensors = {known[name].activation for name in chosen} | quantized_outputs(model.graph, chosen)
+    taken = {tensor for name in chosen for tensor in known[name].activations}
+    convolved = {known[name].node.output[0] for name in chosen if known[name].node.op_type == "Conv"}
+    skips = set(residuals(model.graph, chosen).values()) & convolved
+    tensors = taken | skips | quantized_outputs(model.graph, chosen)
     order = [value.name for value in model.graph.input] + [name for node in model.graph.node for name in node.output]
     return [name for name in order if name in tensors]
 
@@ -136,7 +140,7 @@ def _by_default(layer: Layer, scheme: NodeScheme) -> tuple[NodeScheme, str]:
     possible, obstacle = _possible(layer, scheme)
     if possible != scheme:
         return "fp32", obstacle
-    least = PAYS_FROM[layer.node.op_type]
+    least = ATTENTION_PAYS_FROM if layer.other else PAYS_FROM[layer.node.op_type]
     if layer.intensity < least:
         return "fp32", f"{layer.intensity:.0f} multiply-adds per value: too few, 8-bit pays from {least:.0f}"
     return scheme, f"{layer.intensity:.0f} multiply-adds per value"
@@ -150,6 +154,8 @@ def _by_rule(layer: Layer, glob: str, wanted: NodeScheme) -> tuple[NodeScheme, s
 
 def _possible(layer: Layer, wanted: NodeScheme) -> tuple[NodeScheme, str]:
     """The nearest to `wanted` that the node can run in, and why it is another."""
+    if layer.other and wanted not in ("fp32", "int8", "fp16", "bf16"):
+        return "fp32", "it multiplies two activations, for which no low precision but int8 is placed"
     if wanted in ("fp32", "int8-weights"):
         return wanted, ""
     if layer.activation is None:

@@ -8,25 +8,33 @@ from __future__ import annotations
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from vlaopt.backends import Placement
 from vlaopt.errors import StageError
 from vlaopt.graph.topology import constants, consumers, producers
-from vlaopt.quantization.placement import Activations
 from vlaopt.quantization.weights import MATRIX_OPERATORS, weight_axes
 from vlaopt.tensors import Array
 
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 DYNAMIC = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
 
+_ACTIVATIONS = {
+    "onnxruntime": {TensorProto.UINT8},
+    "openvino": {TensorProto.UINT8, TensorProto.INT8},
+    "tensorrt": {TensorProto.INT8},
+}
+"""Element types of quantized activations per placement."""
 
-def structural_check(model: ModelProto, activations: Activations) -> None:
+
+def structural_check(model: ModelProto, placement: Placement) -> None:
     """Raise StageError, with the node's name, where a graph breaks the rules for its kind of backend.
 
-    Both kinds: scales are constant, finite and positive; a quantizer is followed by dequantizers alone, and a
-    dequantizer is used; scales per channel belong to weights and lie along the axis of the node that takes them. `int8`
-    (TensorRT): int8 alone, zero points 0, float biases, no integer operators. `uint8` (CPU): uint8 activations, int8
-    weights, int32 biases.
+    All: scales are constant, finite and positive; a quantizer is followed by dequantizers alone, and a dequantizer is
+    used; scales per channel belong to weights and lie along the axis of the node that takes them; weights are int8;
+    int8 has zero point 0; of a product of two activations both are quantized or neither. `tensorrt`: int8 alone, float
+    biases, no integer operators. `openvino`: float biases, no quantized output of a MatMul, with which it crashes.
+    `onnxruntime`: uint8 activations.
     """
-    check = _Check(model.graph, activations)
+    check = _Check(model.graph, placement)
     for node in model.graph.node:
         check.node(node)
 
@@ -47,15 +55,18 @@ def quantized_layers(model: ModelProto) -> list[str]:
 
 
 class _Check:
-    def __init__(self, graph: GraphProto, activations: Activations) -> None:
-        self._activations = activations
+    def __init__(self, graph: GraphProto, placement: Placement) -> None:
+        self._placement = placement
         self._constants = constants(graph)
         self._takers = consumers(graph)
         self._given = {value.name for value in graph.output}
+        self._made = producers(graph)
 
     def node(self, node: NodeProto) -> None:
-        if node.op_type in DYNAMIC and self._activations == "int8":
+        if node.op_type in DYNAMIC and self._placement == "tensorrt":
             raise _broken(node, "has no form in TensorRT", "scheme int8-dynamic is for CPU targets")
+        if node.op_type == "MatMul":
+            self._check_operands(node)
         if node.op_type not in QDQ:
             return
         scale = self._scale(node)
@@ -65,6 +76,18 @@ class _Check:
         self._check_takers(node)
         if scale.ndim:
             self._check_axis(node, scale, constant)
+
+    def _check_operands(self, node: NodeProto) -> None:
+        """Half a quantized product is computed in floats, behind a quantizer that only costs."""
+        if set(node.input) & set(self._constants):
+            return
+        dequantized = [name for name in node.input if self._operator(name) == "DequantizeLinear"]
+        if len(dequantized) == 1:
+            raise _broken(node, "multiplies a quantized tensor by one that is not")
+
+    def _operator(self, tensor: str) -> str:
+        """The operator that makes a tensor; "" for inputs and constants."""
+        return self._made[tensor].op_type if tensor in self._made else ""
 
     def _scale(self, node: NodeProto) -> Array:
         if node.input[1] not in self._constants:
@@ -91,13 +114,16 @@ class _Check:
 
     def _check_kind(self, node: NodeProto, kind: int, constant: bool) -> None:
         if kind == TensorProto.INT32 and node.op_type == "DequantizeLinear":
-            if self._activations == "int8":
-                raise _broken(node, "makes an int32 bias", "TensorRT takes biases in float")
+            if self._placement != "onnxruntime":
+                raise _broken(node, "makes an int32 bias", f"{self._placement} takes biases in float")
             return
-        wanted = TensorProto.INT8 if constant or self._activations == "int8" else TensorProto.UINT8
-        if kind not in (wanted, TensorProto.UNDEFINED):
-            names = TensorProto.DataType.Name(kind).lower(), TensorProto.DataType.Name(wanted).lower()
-            raise _broken(node, f"is {names[0]} where {names[1]} is needed")
+        wanted = {TensorProto.INT8} if constant else _ACTIVATIONS[self._placement]
+        if kind not in (*wanted, TensorProto.UNDEFINED):
+            found, *needed = (TensorProto.DataType.Name(entry).lower() for entry in (kind, *sorted(wanted)))
+            raise _broken(node, f"is {found} where {' or '.join(needed)} is needed")
+        quantized = self._operator(node.input[0]) if node.op_type == "QuantizeLinear" else ""
+        if self._placement == "openvino" and quantized == "MatMul":
+            raise _broken(node, "quantizes the output of a MatMul", "OpenVINO crashes when it compiles that")
 
     def _check_takers(self, node: NodeProto) -> None:
         takers = self._takers.get(node.output[0], [])

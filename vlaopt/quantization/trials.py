@@ -129,7 +129,8 @@ class Trials:
         if not nodes:
             return self._graphs[name]
         component = with_schemes(self._plan.components[name], dict(nodes))
-        return write(name, self._graphs[name], component, self._target, self._plan.weights)
+        placement = self._library.placement
+        return write(name, self._graphs[name], component, self._target, self._plan.weights, placement)
 
 
 def with_schemes(

@@ -1,4 +1,4 @@
-"""Which nodes hold weights that can be 8-bit, along which axis their scales go, and how much a node computes."""
+"""Which nodes can be 8-bit, with weights or of two activations, along which axis scales go, how much they compute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from vlaopt.graph.external import light
 from vlaopt.graph.topology import constants, consumers
@@ -49,10 +49,11 @@ class Weight:
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with weights. `activation` is the tensor it multiplies them with, None for `STORED_OPERATORS`.
+    """A node with weights, or a MatMul of two activations as in attention, which has none.
 
-    `intensity` is multiply-adds per value read or written, 0 for `STORED_OPERATORS`; `obstacle` says why its product
-    cannot be 8-bit.
+    `activation` is the tensor it multiplies weights with, None for `STORED_OPERATORS`; of a product of two activations
+    it is the left one and `other` the right one. `intensity` is multiply-adds per value read or written, 0 for
+    `STORED_OPERATORS`; `obstacle` says why its product cannot be 8-bit.
     """
 
     node: NodeProto
@@ -60,18 +61,44 @@ class Layer:
     activation: str | None
     intensity: float
     obstacle: str | None
+    other: str | None = None
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """What its product takes besides weights: a placement quantizes all of them or none."""
+        return tuple(tensor for tensor in (self.activation, self.other) if tensor is not None)
 
 
 def layers(model: ModelProto) -> dict[str, Layer]:
-    """Every node with constant float32 weights in the graph itself, by node name."""
-    stored = {
-        name: tuple(tensor.dims)
-        for name, tensor in constants(model.graph).items()
-        if tensor.data_type == onnx.TensorProto.FLOAT
-    }
+    """Every node of the graph itself with constant float32 weights, and every MatMul of two activations, by name."""
+    fixed = constants(model.graph)
+    stored = {name: tuple(tensor.dims) for name, tensor in fixed.items() if tensor.data_type == TensorProto.FLOAT}
     shapes = _shapes(model.graph) | _shapes(onnx.shape_inference.infer_shapes(light(model)).graph) | stored
-    found = (_layer(node, stored, shapes) for node in model.graph.node)
-    return {layer.node.name: layer for layer in found if layer}
+    weighted = (_layer(node, stored, shapes) for node in model.graph.node)
+    products = (_product(node, shapes) for node in model.graph.node if not set(node.input) & set(fixed))
+    found = {layer.node.name: layer for layer in (*weighted, *products) if layer}
+    return {node.name: found[node.name] for node in model.graph.node if node.name in found}
+
+
+def residuals(graph: GraphProto, nodes: Iterable[str]) -> dict[str, str]:
+    """The skips of residual blocks: by name of the Add, the tensor it adds to the output of a convolution in `nodes`.
+
+    Where both operands are such outputs the second is the skip, as networks write it. Sums behind matrix products are
+    left alone: they carry the precise values of a transformer through all of its layers.
+    """
+    chosen = set(nodes)
+    fixed = constants(graph)
+    made = {node.output[0]: node for node in graph.node if node.op_type == "Conv" and node.name in chosen}
+    found = {}
+    for node in graph.node:
+        if node.op_type != "Add" or set(node.input) & set(fixed):
+            continue
+        first, second = node.input
+        if first in made:
+            found[node.name] = second
+        elif second in made:
+            found[node.name] = first
+    return found
 
 
 def quantized_outputs(graph: GraphProto, nodes: Iterable[str]) -> set[str]:
@@ -124,6 +151,17 @@ def _layer(
     return Layer(node, weights, node.input[0], _intensity(node, weights[0], shapes), _obstacle(node, rank))
 
 
+def _product(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer | None:
+    """A MatMul of two float32 tensors that the graph computes or takes, whose shapes are known."""
+    if node.op_type != "MatMul" or any(name not in shapes for name in (*node.input, *node.output)):
+        return None
+    left, right = node.input
+    moved = sum(math.prod(shapes[name]) for name in (left, right, node.output[0]))
+    intensity = math.prod(shapes[node.output[0]]) * shapes[left][-1] / moved
+    obstacle = "it multiplies by a vector" if min(len(shapes[left]), len(shapes[right])) < 2 else None
+    return Layer(node, (), left, intensity, obstacle, other=right)
+
+
 def _intensity(node: NodeProto, weight: Weight, shapes: Mapping[str, tuple[int, ...]]) -> float:
     read, written = shapes.get(node.input[0]), shapes.get(node.output[0])
     if not read or not written:
@@ -145,7 +183,11 @@ def _obstacle(node: NodeProto, rank: int) -> str | None:
 
 def _shapes(graph: GraphProto) -> dict[str, tuple[int, ...]]:
     values = (*graph.input, *graph.output, *graph.value_info)
-    shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
+    shapes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in values
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
     return {name: shape for name, shape in shapes.items() if shape and all(shape)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlaopt.artifact.graph import Graph
 from vlaopt.artifact.manifest import component_path
+from vlaopt.backends import Placement
 from vlaopt.errors import StageError
 from vlaopt.graph.check import check
 from vlaopt.graph.external import decode, encode
@@ -15,20 +16,22 @@ from vlaopt.quantization.weights import REDUCED_LIMIT, WEIGHT_LIMIT
 from vlaopt.target import Target
 
 
-def write(name: str, plain: Graph, component: ComponentPlan, target: Target, weights: WeightScales) -> Graph:
-    """The quantized graph of the component `name`, in the form that the backends of `target` want.
+def write(
+    name: str, plain: Graph, component: ComponentPlan, target: Target, weights: WeightScales, placement: Placement
+) -> Graph:
+    """The quantized graph of the component `name` for a kind of backend, its weights as the machines of `target` want.
 
     `plain` is the FP32 graph that the plan was made for. Raises StageError when it is another one, when nothing came of
     the plan, or when the graph breaks the rules for its kind of backend.
     """
     if plain.digest != component.graph_digest:
         raise StageError(f"the quantization plan of {name} was made for another graph", hint="run quantize again")
-    limit, activations = REDUCED_LIMIT if target.reduce_range else WEIGHT_LIMIT, target.activations
-    model = write_qdq(decode(plain), component, plain.data, activations=activations, weights=weights, limit=limit)
+    limit = REDUCED_LIMIT if target.reduce_range else WEIGHT_LIMIT
+    model = write_qdq(decode(plain), component, plain.data, placement=placement, weights=weights, limit=limit)
     if component.named("int8-dynamic"):
         model = write_dynamic(model, component, plain.data, weights=weights, limit=limit)
     check(model, plain.data, where=component_path(name))
-    structural_check(model, activations)
+    structural_check(model, placement)
     written = encode(model, name, plain.data)
     if written == plain:
         raise StageError(f"{name} was to be quantized, but its graph did not change")

@@ -139,9 +139,9 @@ STAGES = (
     ),
     Stage(
         "onnx",
-        version=2,
+        version=3,
         values=("onnx",),
-        target_values=("activations", "reduce_range"),
+        target_values=("backends", "reduce_range"),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
     ),
     Stage(

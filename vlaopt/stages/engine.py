@@ -13,7 +13,7 @@ from typing import Any, Literal
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.artifact.graph import Graph
-from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, component_path, plain_path
+from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, component_path, placed_path, plain_path
 from vlaopt.backends import Backend, EngineOptions, Session
 from vlaopt.backends.audit import Audit, audit, planned_precisions
 from vlaopt.benchmark import environment
@@ -82,7 +82,7 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     target = recipe.target
     wanted = target.backends if recipe.engine.backend == "auto" else (recipe.engine.backend,)
     if target.engine_built_on == "target" and (reason := _why_elsewhere(target, wanted)):
-        draft.carry(source, "plain")
+        draft.carry(source, "plain", "placed")
         draft.finish = Finish(backend=wanted[0], command="vlaopt engine ARTIFACT", reason=reason)
         draft.metrics["engine"] = {"finish": draft.finish.model_dump()}
         return
@@ -95,15 +95,14 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
         chosen, others = _choose(recipe, source, here, options, compiled, progress)
         components = chosen.components
         _write(draft, chosen.backend, machine_of(target), chosen.options, components)
-        for name, built in components.items():
-            if built.variant == "plain" and source.has(plain_path(name)):
-                draft.write_graph(component_path(name), source.graph(plain_path(name)), "component")
+        _ship(source, draft, backends.get(chosen.backend), components)
         kept = {name: built for name, built in chosen.components.items() if built.variant == "quantized"}
         audits = {name: _audit(source, name, built.form).to_json() for name, built in kept.items()}
         draft.metrics["engine"] |= {**others, "action_error": chosen.error.to_json(), "audit": audits}
     else:
         components = _build_only(source, backends.get(usable[0]), options, compiled, progress)
         _write(draft, usable[0], machine_of(target), options, components)
+        _ship(source, draft, backends.get(usable[0]), components)
         draft.metrics["engine"]["not_run"] = backends.get(usable[0]).runnable()
     remove_directory(compiled)
     layers = {name: built.form.layers for name, built in components.items()}
@@ -256,7 +255,7 @@ def _forms(
     """A component compiled as it may ship. Raises StageError when the backend ignores the planned precision."""
     if not source.has(plain_path(component)):
         return {"plain": _compile(library, source.graph(component_path(component)), options, folder / "plain")}
-    main = _compile(library, source.graph(component_path(component)), options, folder / "quantized")
+    main = _compile(library, source.graph(_graph_path(source, component, library)), options, folder / "quantized")
     found = _audit(source, component, main)
     if len(found.others) > len(found.planned) * recipe.engine.allow_shortfall:
         raise StageError(
@@ -328,13 +327,27 @@ def _build_only(
     names = source.spec().components
     with progress.task(f"building for {library.name}", len(names)) as task:
         for name in names:
-            form = _compile(library, source.graph(component_path(name)), options, folder / name)
+            form = _compile(library, source.graph(_graph_path(source, name, library)), options, folder / name)
             if source.has(plain_path(name)):
                 components[name] = Built("quantized", "not run here: its speed is measured on the target", form)
             else:
                 components[name] = Built("plain", "nothing in it is quantized", form)
             task.advance()
     return components
+
+
+def _graph_path(source: Artifact, component: str, library: Backend, variant: Variant = "quantized") -> str:
+    """Where the graph lies that a backend takes for a component in this form."""
+    path = plain_path(component) if variant == "plain" else placed_path(library.placement, component)
+    return path if source.has(path) else component_path(component)
+
+
+def _ship(source: Artifact, draft: Draft, library: Backend, components: Mapping[str, Built]) -> None:
+    """Let the portable graphs be those that the engine was made of."""
+    for name, built in components.items():
+        path = _graph_path(source, name, library, built.variant)
+        if path != component_path(name):
+            draft.write_graph(component_path(name), source.graph(path), "component")
 
 
 def _write(draft: Draft, backend: str, machine: str, options: EngineOptions, components: Mapping[str, Built]) -> None:

@@ -1,4 +1,4 @@
-"""onnx: the final portable graphs. Simplified, the plan written in as Q/DQ, checked; one for each component."""
+"""onnx: the final portable graphs. Simplified, the plan written in as Q/DQ for each kind of backend, checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.artifact.graph import Graph
-from vlaopt.artifact.manifest import component_path, plain_path
+from vlaopt.artifact.manifest import component_path, placed_path, plain_path
 from vlaopt.backends import EngineOptions
 from vlaopt.benchmark.actions import ActionError
 from vlaopt.graph.check import load
@@ -33,6 +33,7 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     draft.carry(source, "policy", "golden", "report")
     plan = QuantizationPlan.from_json(source.read(PLAN), where=PLAN) if source.has(PLAN) else None
     order = source.spec().order()
+    wanted = backends.placements(recipe.target.backends)
     size = plain_size = 0
     rewritten = False
     with progress.task("writing graphs", len(order)) as task:
@@ -43,8 +44,11 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
             final = plain
             component = plan.components.get(name) if plan else None
             if plan and component and _quantized(component):
-                final = write(name, plain, component, recipe.target, plan.weights)
+                final, *others = (write(name, plain, component, recipe.target, plan.weights, kind) for kind in wanted)
                 draft.write_graph(plain_path(name), plain, "plain")
+                for kind, other in zip(wanted[1:], others, strict=True):
+                    if other != final:
+                        draft.write_graph(placed_path(kind, name), other, "placed")
             draft.write_graph(component_path(name), final, "component")
             size, plain_size = size + final.size, plain_size + plain.size
             task.advance()

@@ -39,12 +39,12 @@ def test_products_keep_their_names_and_only_standard_operators_are_used(
     quantized = write_dynamic(network, dynamic)
     assert quantized_layers(quantized) == ["project/Gemm", "output/MatMul"]
     assert {node.domain for node in quantized.graph.node} == {""}
-    structural_check(quantized, "uint8")
+    structural_check(quantized, "onnxruntime")
 
 
 def test_tensorrt_has_no_form_of_it(network: ModelProto, dynamic: ComponentPlan) -> None:
     with pytest.raises(StageError, match=r"DynamicQuantizeLinear .* has no form in TensorRT"):
-        structural_check(write_dynamic(network, dynamic), "int8")
+        structural_check(write_dynamic(network, dynamic), "tensorrt")
 
 
 def test_a_node_without_a_dynamic_form_is_an_error(network: ModelProto, dynamic: ComponentPlan) -> None:

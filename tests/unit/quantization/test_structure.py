@@ -15,7 +15,7 @@ from vlaopt.quantization.structure import quantized_layers, structural_check
 
 @pytest.fixture
 def quantized(network: ModelProto, plan: ComponentPlan) -> ModelProto:
-    return write_qdq(network, plan, activations="int8")
+    return write_qdq(network, plan, placement="tensorrt")
 
 
 def node(model: ModelProto, name: str) -> NodeProto:
@@ -31,19 +31,19 @@ def put(model: ModelProto, name: str, value: np.ndarray) -> None:
 def test_a_scale_that_is_not_a_positive_number_is_refused(quantized: ModelProto, scale: float) -> None:
     put(quantized, "h_scale", np.array(scale, np.float32))
     with pytest.raises(StageError, match="'h_quantized/QuantizeLinear' has a scale that is not a positive number"):
-        structural_check(quantized, "int8")
+        structural_check(quantized, "tensorrt")
 
 
 def test_a_zero_point_is_refused(quantized: ModelProto) -> None:
     put(quantized, "h_zero_point", np.array(3, np.int8))
     with pytest.raises(StageError, match="has a zero point other than 0"):
-        structural_check(quantized, "int8")
+        structural_check(quantized, "tensorrt")
 
 
 def test_a_quantizer_without_zero_point_is_uint8_and_refused(quantized: ModelProto) -> None:
     del node(quantized, "h_quantized/QuantizeLinear").input[2:]
     with pytest.raises(StageError, match="is uint8 where int8 is needed"):
-        structural_check(quantized, "int8")
+        structural_check(quantized, "tensorrt")
 
 
 def test_a_quantizer_that_nobody_takes_is_refused(quantized: ModelProto) -> None:
@@ -51,26 +51,26 @@ def test_a_quantizer_that_nobody_takes_is_refused(quantized: ModelProto) -> None
         helper.make_node("QuantizeLinear", ["y", "h_scale", "h_zero_point"], ["lost"], name="lost/QuantizeLinear")
     )
     with pytest.raises(StageError, match="'lost/QuantizeLinear' is not followed by dequantizers alone"):
-        structural_check(quantized, "int8")
+        structural_check(quantized, "tensorrt")
 
 
 def test_a_dequantizer_that_nobody_takes_is_refused(quantized: ModelProto) -> None:
     node(quantized, "stem/Conv").input[0] = "image in"
     with pytest.raises(StageError, match="'image in_dequantized/DequantizeLinear' is not used"):
-        structural_check(quantized, "int8")
+        structural_check(quantized, "tensorrt")
 
 
 def test_scales_along_another_axis_are_refused(quantized: ModelProto) -> None:
     node(quantized, "stem.weight_dequantized/DequantizeLinear").attribute[0].i = 1
     with pytest.raises(StageError, match="has its scales along axis 1, Conv needs axis 0"):
-        structural_check(quantized, "int8")
+        structural_check(quantized, "tensorrt")
 
 
 def test_scales_per_channel_on_an_activation_are_refused(quantized: ModelProto) -> None:
     put(quantized, "h_scale", np.ones(8, np.float32))
     put(quantized, "h_zero_point", np.zeros(8, np.int8))
     with pytest.raises(StageError, match="has scales per channel on an activation"):
-        structural_check(quantized, "int8")
+        structural_check(quantized, "tensorrt")
 
 
 def test_an_int32_bias_is_refused_for_tensorrt(network: ModelProto, plan: ComponentPlan, quantized: ModelProto) -> None:
@@ -82,20 +82,20 @@ def test_an_int32_bias_is_refused_for_tensorrt(network: ModelProto, plan: Compon
     quantized.graph.node.insert(0, bias)
     node(quantized, "stem/Conv").input[2] = "bias"
     with pytest.raises(StageError, match="'bias/DequantizeLinear' makes an int32 bias"):
-        structural_check(quantized, "int8")
+        structural_check(quantized, "tensorrt")
 
 
 def test_an_unquantized_graph_has_no_quantized_layers(network: ModelProto) -> None:
-    structural_check(network, "int8")
+    structural_check(network, "tensorrt")
     assert quantized_layers(network) == []
 
 
 def test_nvidias_builder_takes_the_int8_form(quantized: ModelProto, recurrent: ModelProto) -> None:
     trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed", exc_type=ImportError)
     nodes = plan_nodes({"vision": recurrent}, scheme="int8", rules=[("vision", "int8-weights")])["vision"]
-    stored = write_qdq(recurrent, component_plan(Graph(b""), nodes, {}), activations="int8")
+    stored = write_qdq(recurrent, component_plan(Graph(b""), nodes, {}), placement="tensorrt")
     for model in (quantized, stored):
-        structural_check(model, "int8")
+        structural_check(model, "tensorrt")
         logger = trt.Logger(trt.Logger.ERROR)
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

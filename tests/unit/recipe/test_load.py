@@ -247,7 +247,7 @@ def test_what_only_the_target_rules_out_is_an_environment_problem(
 def test_nvfp4_on_an_sm_9_0_target_names_the_precisions_it_has(write: Write, sound: str) -> None:
     path = write(sound.replace("cpu-x86", "./hopper.yaml"))
     (path.parent / "hopper.yaml").write_text(
-        "schema: vlaopt.target/1\nname: hopper\nkind: gpu\narch: x86_64\nbackends: [tensorrt]\nactivations: int8\n"
+        "schema: vlaopt.target/1\nname: hopper\nkind: gpu\narch: x86_64\nbackends: [tensorrt]\n"
         "compute_capabilities: ['9.0']\nprecisions: [fp32, int8, fp8]\nengine_built_on: target\n"
     )
     with pytest.raises(EnvironmentProblem, match=r"nvfp4 needs compute capability 10\.0") as caught:
@@ -301,7 +301,7 @@ def test_a_number_given_for_text_is_taken_as_written(write: Write, sound: str) -
 
 class TestTargetDefaults:
     TARGET = (
-        "schema: vlaopt.target/1\nname: mine\nkind: cpu\narch: x86_64\nbackends: [onnxruntime]\nactivations: uint8\n"
+        "schema: vlaopt.target/1\nname: mine\nkind: cpu\narch: x86_64\nbackends: [onnxruntime]\n"
         "precisions: [fp32, int8]\nengine_built_on: target\ndefaults:\n  engine: {threads: 3, minimum_speedup: 2}\n"
     )
 

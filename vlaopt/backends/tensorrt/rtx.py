@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlaopt.artifact.graph import Graph
-from vlaopt.backends import Engine, EngineOptions, Session, graph_on_disk
+from vlaopt.backends import Engine, EngineOptions, Placement, Session, graph_on_disk
 from vlaopt.backends.tensorrt.cuda import Stream, driver_problem
 from vlaopt.backends.tensorrt.session import TensorRtSession
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
@@ -36,6 +36,7 @@ class RtxBackend:
 
     progress: Progress | None = None
     name: str = "tensorrt-rtx"
+    placement: Placement = "tensorrt"
 
     def missing(self) -> str | None:
         return None if importlib.util.find_spec(_MODULE) else f"{_MODULE} is not installed: {_HINT}"
