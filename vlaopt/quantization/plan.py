@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import pydantic
@@ -19,6 +21,8 @@ from vlaopt.scopes import nearest
 
 NodeScheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8", "nvfp4", "fp16", "bf16", "fp32"]
 PlanScheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8", "nvfp4", "fp16", "bf16", "mixed"]
+COMPUTED = frozenset({"int8", "int8-dynamic", "fp8"})
+"""The schemes that quantize activations, which costs something: they must pay for it."""
 WeightScales = Literal["per-channel", "per-tensor"]
 Rules = Sequence[tuple[str, NodeScheme]]
 """Pairs of glob and scheme; of all that cover a node the last decides."""
@@ -52,10 +56,30 @@ class ComponentPlan(_Frozen):
     graph_digest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the graph that was planned for.")
     nodes: dict[str, NodePlan]
     ranges: dict[str, tuple[float, float]] = {}
+    floats: dict[str, NodePlan] = Field(
+        default={},
+        description="What every node computes in where nothing is quantized: fp16, bf16 or fp32. Empty: all FP32.",
+    )
 
     def named(self, scheme: NodeScheme) -> list[str]:
         """The nodes of a scheme."""
         return [name for name, node in self.nodes.items() if node.scheme == scheme]
+
+    def half_nodes(self) -> dict[str, NodePlan]:
+        """The nodes that compute in FP16 or BF16 around what is quantized; what `nodes` has in FP32 does not."""
+        return {
+            name: node
+            for name, node in self.floats.items()
+            if node.scheme != "fp32" and (name not in self.nodes or self.nodes[name].scheme != "fp32")
+        }
+
+    def counts(self) -> dict[str, int]:
+        """How many nodes with weights each scheme has."""
+        return dict(sorted(Counter(node.scheme for node in self.nodes.values()).items()))
+
+    def changed(self) -> list[str]:
+        """The nodes that are not all FP32."""
+        return [*(name for name, node in self.nodes.items() if node.scheme != "fp32"), *self.half_nodes()]
 
 
 class QuantizationPlan(_Frozen):
@@ -117,12 +141,18 @@ def calibrated_tensors(model: ModelProto, nodes: Mapping[str, NodePlan]) -> list
     return [name for name in order if name in tensors]
 
 
-def component_plan(graph: Graph, nodes: Mapping[str, NodePlan], ranges: Mapping[str, Range]) -> ComponentPlan:
+def component_plan(
+    graph: Graph,
+    nodes: Mapping[str, NodePlan],
+    ranges: Mapping[str, Range],
+    floats: Mapping[str, NodePlan] = MappingProxyType({}),
+) -> ComponentPlan:
     """The plan of one component from its parts. `graph` is the one that it was made for."""
     return ComponentPlan(
         graph_digest=graph.digest,
         nodes=dict(nodes),
         ranges={name: (found.low, found.high) for name, found in ranges.items()},
+        floats=dict(floats),
     )
 
 
@@ -140,6 +170,8 @@ def _by_default(layer: Layer, scheme: NodeScheme) -> tuple[NodeScheme, str]:
     possible, obstacle = _possible(layer, scheme)
     if possible != scheme:
         return "fp32", obstacle
+    if scheme not in COMPUTED:
+        return scheme, f"scheme {scheme}"
     least = ATTENTION_PAYS_FROM if layer.other else PAYS_FROM[layer.node.op_type]
     if layer.intensity < least:
         return "fp32", f"{layer.intensity:.0f} multiply-adds per value: too few, 8-bit pays from {least:.0f}"
@@ -156,7 +188,7 @@ def _possible(layer: Layer, wanted: NodeScheme) -> tuple[NodeScheme, str]:
     """The nearest to `wanted` that the node can run in, and why it is another."""
     if layer.other and wanted not in ("fp32", "int8", "fp16", "bf16"):
         return "fp32", "it multiplies two activations, for which no low precision but int8 is placed"
-    if wanted in ("fp32", "int8-weights"):
+    if wanted in ("fp32", "fp16", "bf16", "int8-weights"):
         return wanted, ""
     if layer.activation is None:
         # Dequantized on every run they made an LSTM 1.36 times as slow in ONNX Runtime, so nobody gets it unasked.

@@ -20,7 +20,11 @@ _NEEDED_PRECISION: dict[str, Precision] = {
     "int8-weights": "int8",
     "fp8": "fp8",
     "nvfp4": "nvfp4",
+    "mixed": "int8",
 }
+
+_NEEDS_DATA = {"int8": "int8-dynamic", "mixed": "int8-dynamic", "fp16": "bf16"}
+"""Schemes that look at observations, with one that does not."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def check_keys(recipe: RecipeFile) -> list[Finding]:
         *_recovery_without_pruning(recipe),
         *_global_channels(recipe),
         *_scheme_not_written(recipe),
-        *_int8_without_calibration(recipe),
+        *_without_calibration(recipe),
         *_unsimplified_quantization(recipe),
         *_success_without_episodes(recipe),
     ]
@@ -106,15 +110,16 @@ def _scheme_not_written(recipe: RecipeFile) -> Iterator[Finding]:
         yield Finding(("quantize", "scheme"), f"this version of vlaopt does not write {scheme}", hint)
 
 
-def _int8_without_calibration(recipe: RecipeFile) -> Iterator[Finding]:
+def _without_calibration(recipe: RecipeFile) -> Iterator[Finding]:
     if recipe.calibration is not None or recipe.quantize.scheme == "none":
         return
-    hint = "add `calibration: {path: ...}`; int8-dynamic needs none"
-    if recipe.quantize.scheme == "int8":
-        yield Finding(("quantize", "scheme"), "scheme int8 needs a calibration set", hint)
-    for index, rule in enumerate(recipe.quantize.rules):
-        if rule.scheme == "int8" and recipe.quantize.scheme != "int8":
-            yield Finding(("quantize", "rules", index, "scheme"), "scheme int8 needs a calibration set", hint)
+    asked: list[tuple[KeyPath, str]] = [(("quantize", "scheme"), recipe.quantize.scheme)]
+    rules = enumerate(recipe.quantize.rules)
+    asked += [(("quantize", "rules", index, "scheme"), rule.scheme) for index, rule in rules]
+    for path, scheme in asked:
+        if scheme in _NEEDS_DATA and (len(path) == 2 or scheme != recipe.quantize.scheme):
+            hint = f"add `calibration: {{path: ...}}`; {_NEEDS_DATA[scheme]} needs none"
+            yield Finding(path, f"scheme {scheme} needs a calibration set", hint)
 
 
 def _held_out_is_held_out(recipe: RecipeFile, folder: Path) -> Iterator[Finding]:

@@ -132,7 +132,7 @@ STAGES = (
     ),
     Stage(
         "quantize",
-        version=3,
+        version=4,
         values=("quantize", "calibration"),
         paths=("calibration.path",),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
@@ -154,7 +154,7 @@ STAGES = (
     ),
     Stage(
         "verify",
-        version=1,
+        version=2,
         values=("verify", "accept"),
         paths=("verify.observations",),
         tools=("onnxruntime", "openvino", "numpy", "metaworld"),

@@ -16,7 +16,8 @@ from vlaopt.graph.check import load
 from vlaopt.graph.external import encode
 from vlaopt.graph.simplify import simplify
 from vlaopt.progress import Progress
-from vlaopt.quantization.plan import ComponentPlan, QuantizationPlan
+from vlaopt.quantization.plan import QuantizationPlan
+from vlaopt.quantization.rounding import rounded
 from vlaopt.quantization.writing import write
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import Golden
@@ -36,6 +37,7 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     wanted = backends.placements(recipe.target.backends)
     size = plain_size = 0
     rewritten = False
+    on_cpu: list[str] = []
     with progress.task("writing graphs", len(order)) as task:
         for name in order:  # one at a time: they may be large
             given = source.graph(component_path(name))
@@ -43,21 +45,24 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
             rewritten = rewritten or plain != given
             final = plain
             component = plan.components.get(name) if plan else None
-            if plan and component and _quantized(component):
+            if plan and component and component.changed():
                 final, *others = (write(name, plain, component, recipe.target, plan.weights, kind) for kind in wanted)
                 draft.write_graph(plain_path(name), plain, "plain")
                 for kind, other in zip(wanted[1:], others, strict=True):
                     if other != final:
                         draft.write_graph(placed_path(kind, name), other, "placed")
             draft.write_graph(component_path(name), final, "component")
+            if rounded(final, name) != final:
+                on_cpu.append(name)
             size, plain_size = size + final.size, plain_size + plain.size
             task.advance()
     drift, error = _measure(source, draft, rewritten, progress)
     draft.metrics["onnx"] = {
         "bytes": size,
         "plain_bytes": plain_size,
-        "int8_layers": {name: _int8_layers(plan.components[name]) if plan else 0 for name in order},
-        "quantized_nodes": sum(len(_quantized(component)) for component in plan.components.values()) if plan else 0,
+        "layers": {name: plan.components[name].counts() if plan else {} for name in order},
+        "quantized_nodes": sum(len(component.changed()) for component in plan.components.values()) if plan else 0,
+        "rounded": on_cpu,
         "parity": {"simplified graphs": drift},
         "action_error": error.to_json(),
     }
@@ -72,19 +77,11 @@ def _plain(graph: Graph, name: str, recipe: Recipe) -> Graph:
     return encode(model, name, graph.data)
 
 
-def _quantized(component: ComponentPlan) -> list[str]:
-    return [name for name, node in component.nodes.items() if node.scheme != "fp32"]
-
-
-def _int8_layers(component: ComponentPlan) -> int:
-    """How many layers are planned to compute in int8; those that only store it do not count."""
-    return len(component.named("int8")) + len(component.named("int8-dynamic"))
-
-
 def _measure(source: Artifact, draft: Draft, rewritten: bool, progress: Progress) -> tuple[float, ActionError]:
     """How far simplification moved the normalised actions at most, and the action error of the final graphs.
 
-    One form is open at a time, and one that equals another is not run again.
+    One form is open at a time, and one that equals another is not run again. What a CPU would compute more exactly than
+    the target is run in the form that `rounded` gives it.
     """
     golden, spec = Golden.of(source), source.spec()
     std = Processors(spec, lambda asset: source.read(f"policy/{asset}")).action_std()
@@ -93,7 +90,9 @@ def _measure(source: Artifact, draft: Draft, rewritten: bool, progress: Progress
 
     def actions(read: Callable[[str], Graph], paths: Mapping[str, str]) -> Array:
         library, options = backends.get("onnxruntime"), EngineOptions(threads=1)
-        sessions = {name: library.open(read(path).files("model.onnx"), options) for name, path in paths.items()}
+        sessions = {
+            name: library.open(rounded(read(path), name).files("model.onnx"), options) for name, path in paths.items()
+        }
         policy = assemble(source, sessions, backend="onnxruntime")
         return golden_actions(policy, golden, progress, "verifying the graphs")
 

@@ -21,6 +21,7 @@ from vlaopt.progress import Progress
 from vlaopt.quantization import calibrators
 from vlaopt.quantization.collect import collect
 from vlaopt.quantization.fit import REPORT, CalibrationReport, TensorFit, fits_of
+from vlaopt.quantization.halves import probed_tensors, settled_halves, wanted_halves, with_halves
 from vlaopt.quantization.plan import (
     ComponentPlan,
     NodePlan,
@@ -29,7 +30,8 @@ from vlaopt.quantization.plan import (
     component_plan,
     plan_nodes,
 )
-from vlaopt.recipe.model import Recipe
+from vlaopt.quantization.probe import largest_values
+from vlaopt.recipe.model import BUILT_SCHEMES, Recipe
 from vlaopt.runtime.capture import Capture, processed_names
 from vlaopt.runtime.processors import Processors
 from vlaopt.tensors import Array
@@ -63,7 +65,7 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     if scheme == "none":
         draft.metrics["quantize"] = {"scheme": "none"}
         return
-    if scheme not in ("int8", "int8-dynamic"):
+    if scheme == "mixed" or scheme not in BUILT_SCHEMES:
         raise InputError(f"scheme {scheme} is not written by this version", where=f"{recipe.path}:quantize.scheme")
     order = source.spec().order()
     with progress.task("simplifying", len(order)) as task:
@@ -76,8 +78,11 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     models = {name: structure(decode(graph)) for name, graph in graphs.items()}
     rules = [(rule.scope, rule.scheme) for rule in recipe.quantize.rules]
     nodes = plan_nodes(models, scheme=scheme, rules=rules)
-    calibration = _calibration(recipe, source) if _needs_data(nodes) else None
-    components, fits = _components(recipe, graphs, models, nodes, calibration, progress)
+    halves = {name: wanted_halves(name, model, scheme, rules) for name, model in models.items()}
+    calibration = _calibration(recipe, source) if _needs_data(nodes) or _needs_data(halves) else None
+    floats = {name: _settled(graphs[name], name, halves[name], calibration, progress) for name in order}
+    nodes = {name: with_halves(nodes[name], floats[name]) for name in order}
+    components, fits = _components(recipe, graphs, models, nodes, floats, calibration, progress)
     plan = QuantizationPlan(
         scheme=scheme,
         weights=recipe.quantize.weights,
@@ -88,7 +93,8 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
         components=components,
     )
     draft.write(PLAN, plan.to_json(), "policy")
-    draft.metrics["quantize"] = {"scheme": scheme, "samples": plan.samples, "layers": _counts(plan)}
+    counts = {name: component.counts() for name, component in components.items()}
+    draft.metrics["quantize"] = {"scheme": scheme, "samples": plan.samples, "layers": counts}
     report = {name: component.model_dump(mode="json") for name, component in components.items()}
     draft.write_json("reports/quantize.json", report, "report")
     if calibration:
@@ -104,13 +110,13 @@ def _takers(model: ModelProto) -> dict[str, list[str]]:
 
 
 def _needs_data(nodes: Mapping[str, Mapping[str, NodePlan]]) -> bool:
-    return any(node.scheme == "int8" for component in nodes.values() for node in component.values())
+    return any(node.scheme in ("int8", "fp16") for component in nodes.values() for node in component.values())
 
 
 def _calibration(recipe: Recipe, source: Artifact) -> Calibration:
     """The calibration set, checked against what the policy takes, and the capture that was made of it."""
     if recipe.calibration is None:
-        raise InputError("int8 needs a calibration set", where=f"{recipe.path}:calibration")
+        raise InputError("int8 and fp16 need a calibration set", where=f"{recipe.path}:calibration")
     found, capture = CalibrationSet.open(recipe.locate(recipe.calibration.path)), Capture.of(source)
     found.check(capture.spec.observation_layout())
     again = "run the export again: its capture is what quantize works on"
@@ -126,11 +132,27 @@ def _calibration(recipe: Recipe, source: Artifact) -> Calibration:
     return Calibration(found, capture, processors)
 
 
+def _settled(
+    graph: Graph,
+    component: str,
+    wanted: Mapping[str, NodePlan],
+    calibration: Calibration | None,
+    progress: Progress,
+) -> dict[str, NodePlan]:
+    """What each node computes in, with what the calibration data would overflow in FP16 left in FP32."""
+    model = decode(graph)
+    tensors, largest = probed_tensors(model, wanted), {}
+    if tensors and calibration:
+        largest = largest_values(graph, partial(calibration.feeds, component), tensors, progress)
+    return settled_halves(model, wanted, largest, graph.data)
+
+
 def _components(
     recipe: Recipe,
     graphs: Mapping[str, Graph],
     models: Mapping[str, ModelProto],
     nodes: Mapping[str, Mapping[str, NodePlan]],
+    floats: Mapping[str, Mapping[str, NodePlan]],
     calibration: Calibration | None,
     progress: Progress,
 ) -> tuple[dict[str, ComponentPlan], dict[str, dict[str, TensorFit]]]:
@@ -143,17 +165,8 @@ def _components(
             feeds = partial(calibration.feeds, name)
             found = collect(graphs[name], feeds, tensors, calibrator, progress, recipe.quantize.steps)
         ranges = {tensor: of.range for tensor, of in found.items()}
-        plans[name] = component_plan(graphs[name], nodes[name], ranges)
+        plans[name] = component_plan(graphs[name], nodes[name], ranges, floats[name])
         fits[name] = fits_of(found, _takers(models[name]))
     if calibration:
         calibration.observations.check_unchanged()
     return plans, fits
-
-
-def _counts(plan: QuantizationPlan) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {}
-    for name, component in plan.components.items():
-        counts[name] = {}
-        for node in component.nodes.values():
-            counts[name][node.scheme] = counts[name].get(node.scheme, 0) + 1
-    return counts

@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
+from vlaopt.artifact.manifest import component_path
+from vlaopt.backends import EngineOptions
 from vlaopt.benchmark.actions import ActionError, Limit
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
+from vlaopt.optional import require
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import HELD_OUT, Golden
-from vlaopt.runtime.policy import Policy, open_artifact, why_not_here
+from vlaopt.runtime.policy import Policy, assemble, open_artifact, why_not_here
 from vlaopt.runtime.stepping import Stepper
 from vlaopt.stages import error_of, golden_error, hold, limits
 from vlaopt.tensors import unpack
@@ -55,7 +59,7 @@ def measure(
     artifact whose engine cannot run here is verified by its portable graphs on ONNX Runtime, and its metrics say so.
     """
     elsewhere = why_not_here(artifact)
-    policy = open_artifact(artifact, backend=backend or ("onnxruntime" if elsewhere else None))
+    policy = _open(artifact, backend or ("onnxruntime" if elsewhere else None))
     errors = {"golden": golden_error(policy, Golden.of(artifact), progress, "verifying on golden observations")}
     if held_out is not None:
         errors["held_out"] = _held_out_error(artifact, held_out, policy, progress)
@@ -73,6 +77,19 @@ def measure(
         {"name": gate.name, "value": gate.value, "limit": gate.limit, "held": gate.held} for gate in gates
     ]
     return Result(metrics, gates)
+
+
+def _open(artifact: Artifact, backend: str | None) -> Policy:
+    """The policy, its portable graphs with the target's rounding where ONNX Runtime would compute more exactly."""
+    if backend != "onnxruntime" or not artifact.manifest.metrics.get("onnx", {}).get("rounded"):
+        return open_artifact(artifact, backend=backend)
+    require("onnx", "build")
+    from vlaopt.quantization.rounding import rounded
+
+    library = backends.get(backend)
+    graphs = {name: rounded(artifact.graph(component_path(name)), name) for name in artifact.spec().components}
+    sessions = {name: library.open(graph.files("model.onnx"), EngineOptions()) for name, graph in graphs.items()}
+    return assemble(artifact, sessions, backend=backend)
 
 
 def _held_out_error(
