@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -343,11 +343,18 @@ def make(folder: Path, mistake: str | None = None, *, samples: int = 12) -> Path
                 nn.init.normal_(part.weight, std=1.2 * part.in_features**-0.5)
         nn.init.normal_(network.step.leave.weight, std=0.05)
     EagerToyFlow(network, mistake, pack(_statistics()), tokenizer.to_str().encode()).save(folder / "checkpoint")
+    write_set(folder / "set", [observation(index) for index in range(samples)])
+    write_file(folder / "recipe.yaml", RECIPE.encode())
+    return folder / "recipe.yaml"
+
+
+def write_set(folder: Path, observations: Sequence[dict[str, Any]]) -> None:
+    """A calibration set of `observations`, four to an episode."""
     write_calibration_set(
-        folder / "set",
-        [observation(index) for index in range(samples)],
-        episodes=[index // 4 for index in range(samples)],
-        steps=[index % 4 for index in range(samples)],
+        folder,
+        observations,
+        episodes=[index // 4 for index in range(len(observations))],
+        steps=[index % 4 for index in range(len(observations))],
         name="toy",
         description="random frames and states",
         source="tests/toy_flow.py",
@@ -355,8 +362,6 @@ def make(folder: Path, mistake: str | None = None, *, samples: int = 12) -> Path
         created_by="tests",
         seed=0,
     )
-    write_file(folder / "recipe.yaml", RECIPE.encode())
-    return folder / "recipe.yaml"
 
 
 def observation(index: int) -> dict[str, Any]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
 
 from tests import ignores_int8, toy_flow
 from vlaopt import backends, policies
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.store import Store
 from vlaopt.chain import run_stages
-from vlaopt.errors import StageError
+from vlaopt.cli.app import run
+from vlaopt.errors import GateError, StageError
 from vlaopt.progress import Silent
 from vlaopt.recipe.load import load_recipe
 from vlaopt.recipe.model import Recipe
@@ -73,3 +81,81 @@ def deaf(recipe: Recipe) -> Recipe:
     """The recipe for a target whose only backend ignores int8."""
     target = recipe.target.model_copy(update={"backends": (ignores_int8.BACKEND.name,)})
     return recipe.model_copy(update={"target": target})
+
+
+SOUND = (*INT8, "accept.action_error.mean=0.05")
+"""The policy as it is passes these limits in int8."""
+CHANNEL = 5
+
+
+@pytest.fixture(scope="module")
+def outlier(folder: Path) -> tuple[str, ...]:
+    """Overrides for a checkpoint whose step computes the same, one channel between two layers 1000 times as large."""
+    place = folder / "outlier"
+    shutil.copytree(folder / "checkpoint", place)
+    weights = load_file(place / "model.safetensors")
+    for key, index, factor in (
+        ("step.wide.1.weight", np.s_[CHANNEL], 1000),
+        ("step.wide.1.bias", np.s_[CHANNEL], 1000),
+        ("step.narrow.1.weight", np.s_[:, CHANNEL], 1 / 1000),
+    ):
+        weights[key][index] *= np.float32(factor)
+    save_file(weights, place / "model.safetensors")
+    return (*SOUND, f"policy.checkpoint={place}")
+
+
+def test_the_policy_without_a_fault_passes(folder: Path) -> None:
+    until("onnx", folder, *SOUND)
+
+
+def test_an_outlier_channel_misses_the_gate_and_is_diagnosed_by_layer_and_channel(
+    folder: Path, outlier: tuple[str, ...]
+) -> None:
+    with pytest.raises(GateError, match="the result of onnx is beyond its limits: mean action error") as raised:
+        until("onnx", folder, *outlier)
+    assert "vlaopt diagnose RECIPE" in str(raised.value.hint)
+    told = diagnosed(folder, *outlier)
+    scopes = {part["scope"]: part for part in told["guilty"][:2]}
+    assert scopes.keys() == {"step.step.wide.1", "step.step.narrow.1"}
+    for part in scopes.values():
+        assert part["causes"][0]["kind"] == "outlier channel"
+        assert part["causes"][0]["told"].startswith(f"channel {CHANNEL} of step/Relu_2 reaches")
+    mend = told["mends"][-1]
+    assert mend["held"] and not told["held"]
+    assert '{scope: "step.step.narrow.1", scheme: fp32}' in mend["lines"]
+
+
+def test_the_lines_that_diagnose_prints_mend_the_build(folder: Path, outlier: tuple[str, ...]) -> None:
+    lines = yaml.safe_load(diagnosed(folder, *outlier)["mends"][-1]["lines"])
+    kept = [{"scope": "*", "scheme": "int8"}]
+    until("onnx", folder, *outlier, f"quantize.rules={json.dumps(kept + lines['quantize']['rules'])}")
+
+
+@pytest.mark.slow
+def test_a_calibration_set_of_the_wrong_camera_is_diagnosed_as_other_data(folder: Path) -> None:
+    toy_flow.write_set(folder / "dark", [dark(toy_flow.observation(index)) for index in range(12)])
+    overrides = (*SOUND, "calibration.path=dark", "verify.observations=set", "verify.samples=8")
+    with pytest.raises(GateError, match="held_out: mean action error") as raised:
+        until("verify", folder, *overrides)
+    assert "vlaopt diagnose RECIPE" in str(raised.value.hint)
+    told = diagnosed(folder, *overrides)
+    assert told["observed_on"] == "held-out"
+    assert told["guilty"][0]["scope"] == "vision.stem"
+    assert told["guilty"][0]["causes"][0]["kind"] == "other data"
+    assert "of image lie beyond the range that was calibrated" in told["guilty"][0]["causes"][0]["told"]
+    assert told["mends"][0]["lines"].startswith("calibration:")
+    assert told["mends"][0]["held"]
+
+
+def dark(observation: dict[str, Any]) -> dict[str, Any]:
+    """What a camera with a closed iris would see."""
+    return {**observation, toy_flow.CAMERA: observation[toy_flow.CAMERA] // 16}
+
+
+def diagnosed(folder: Path, *overrides: str) -> Any:
+    """What `vlaopt diagnose` says of the recipe, as JSON."""
+    settings = [argument for override in overrides for argument in ("--set", override)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as told:
+        patch.setenv("VLAOPT_STORE", str(folder / "store"))
+        assert run(["diagnose", str(folder / "recipe.yaml"), *settings, "--json"]) == 0
+    return json.loads(told.getvalue())

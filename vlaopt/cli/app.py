@@ -17,6 +17,7 @@ from vlaopt.cli import (
     calibration,
     capture,
     compare,
+    diagnose,
     evaluate,
     inspect,
     recipe,
@@ -65,7 +66,21 @@ def options(
     """Options of every subcommand."""
 
 
-for module in (build, stage, verify, bench, compare, inspect, evaluate, recipe, target, calibration, capture, cache):
+for module in (
+    build,
+    stage,
+    verify,
+    bench,
+    compare,
+    inspect,
+    diagnose,
+    evaluate,
+    recipe,
+    target,
+    calibration,
+    capture,
+    cache,
+):
     module.add_to(app)
 
 

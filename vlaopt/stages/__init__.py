@@ -171,7 +171,7 @@ STAGES = (
 JUDGED = {
     "export": "run with another export.opset, or report it: the exported graph computes something else than eager",
     "prune": "prune less (prune.amount), leave scopes out (prune.exclude), or ask for recovery (prune.recovery)",
-    "onnx": "keep scopes in fp32 (quantize.rules), try another quantize.calibrator, or use more calibration samples",
+    "onnx": "`vlaopt diagnose RECIPE` names the layers that lose it, and recipe lines that help",
 }
 """Stages whose result is held to the limits whenever it is used, and what helps when one is missed.
 

@@ -23,7 +23,9 @@ from vlaopt.runtime.stepping import Stepper
 from vlaopt.stages import error_of, golden_error, hold, limits
 from vlaopt.tensors import unpack
 
-LOCATE = "raise the precision of a scope by quantize.rules, prune less, or calibrate with more samples"
+LOCATE = (
+    "`vlaopt diagnose RECIPE` names the layers where quantization loses it, and recipe lines that help; or prune less"
+)
 
 
 @dataclass(frozen=True)
