@@ -102,16 +102,14 @@ def test_a_bad_set_is_refused(
 
 
 class Meddler(Silent):
-    """Changes one byte of a file as soon as work of some name begins, like somebody who records over a set in use."""
+    """Lengthens a file whenever work of some name begins, like somebody who records over a set in use."""
 
     def __init__(self, path: Path, label: str) -> None:
         self._path, self._label = path, label
 
     def task(self, label: str, total: int | None = None) -> AbstractContextManager[Task]:
         if label == self._label:
-            data = bytearray(self._path.read_bytes())
-            data[-1] ^= 1
-            self._path.write_bytes(data)
+            self._path.write_bytes(self._path.read_bytes() + b"\0")
         return super().task(label, total)
 
 
