@@ -191,3 +191,10 @@ def test_an_unknown_backend_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match="unknown backend 'tflite'") as caught:
         backends.get("tflite")
     assert "onnxruntime" in caught.value.hint
+
+
+def test_the_placements_of_a_target_are_those_of_its_backends_each_once():
+    assert backends.placements(["onnxruntime", "reference", "openvino"]) == ["onnxruntime", "openvino"]
+    assert backends.placements(["tensorrt", "tensorrt-rtx"]) == ["tensorrt"]
+    with pytest.raises(InputError, match="unknown backend 'opnvino'"):
+        backends.placements(["opnvino"])
