@@ -19,6 +19,7 @@ _COLUMNS = 3
 _LEGEND = (
     "noise: RMS error of symmetric 8-bit numbers over the range, relative to the tensor's RMS",
     "saturated: share of the values beyond the range; outliers: largest |x| over the 99.9th percentile",
+    "typical: median |x| in steps of those numbers, of 127; below 1 most values become 0",
 )
 
 
@@ -26,7 +27,7 @@ def show(report: CalibrationReport) -> None:
     """The table."""
     worst = report.worst_first()
     terminal.give(f"{report.calibrator} on {report.samples} samples, loop steps: {report.steps}, {len(worst)} tensors")
-    numbers = ("range", "seen", "noise", "saturated", "outliers")
+    numbers = ("range", "seen", "noise", "saturated", "outliers", "typical")
     table = terminal.table("tensor", "taken by", *numbers, "largest |x| by step", right=numbers)
     for component, tensor, fit in worst[:ROWS]:
         table.add_row(
@@ -37,6 +38,7 @@ def show(report: CalibrationReport) -> None:
             f"{fit.noise:.2%}",
             f"{fit.saturated:.3%}",
             f"{fit.outliers:.3g}",
+            f"{fit.typical:.3g}",
             _by_step(fit),
         )
     terminal.give_table(table)
@@ -93,7 +95,7 @@ def _steps(axes: Axes, component: str, tensor: str, fit: TensorFit, *, merged: s
     axes.set_title(f"{_named(component, tensor, fit)}\nlargest |x| by step: {_by_step(fit)}")
     axes.set_xlabel("loop step")
     axes.set_ylabel("x")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xticks(numbers[:: -(-len(numbers) // 10)])
     axes.legend(loc="center")
 
 

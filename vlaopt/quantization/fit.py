@@ -38,6 +38,9 @@ class TensorFit(_Frozen):
     seen: tuple[float, float] = Field(description="Its smallest and largest value, zero included.")
     saturated: float = Field(ge=0, le=1, description="Share of its values beyond the range.")
     outliers: float = Field(ge=0, description="Largest |x| over the 99.9th percentile of those that are not zero.")
+    typical: float = Field(
+        ge=0, description="Median |x| of those that are not zero, in steps of symmetric 8-bit numbers over the range."
+    )
     noise: float = Field(ge=0, description="RMS error of symmetric 8-bit numbers over the range, relative to its RMS.")
     taken_by: tuple[str, ...] = Field(description="The nodes that take it.")
     bars: tuple[int, ...] = Field(description="How often |x| fell into equal parts of 0 to its largest; without zeros.")
@@ -100,6 +103,7 @@ def _fit(found: Found, takers: Sequence[str]) -> TensorFit:
         seen=_pair(seen.low, seen.high),
         saturated=_short(saturated(histogram, covered)),
         outliers=_short(outliers(histogram)),
+        typical=_short(typical(histogram, covered)),
         noise=_short(noise(histogram, covered)),
         taken_by=tuple(takers),
         bars=tuple(histogram.counts.reshape(BARS, -1).sum(axis=1).tolist()),
@@ -123,10 +127,17 @@ def saturated(histogram: Histogram, covered: Range) -> float:
 
 def outliers(histogram: Histogram) -> float:
     """The largest |x| over the 99.9th percentile of those that are not zero; at least 1, and 0 when all are zero."""
-    counted = np.cumsum(histogram.counts)
-    if not counted[-1]:
-        return 0.0
-    return BINS / float(np.searchsorted(counted, _USUAL / 100.0 * counted[-1]) + 1)
+    bins = _percentile(histogram, _USUAL)
+    return BINS / bins if bins else 0.0
+
+
+def typical(histogram: Histogram, covered: Range) -> float:
+    """The median |x| of the values that are not zero, in steps of symmetric 8-bit numbers over `covered`.
+
+    Small where a few channels or values are much larger than the rest, which then becomes a step or nothing.
+    """
+    bins = _percentile(histogram, 50.0)
+    return min(bins * (LEVELS - 1) / float(_limits(histogram, covered).max()), LEVELS - 1) if bins else 0.0
 
 
 def noise(histogram: Histogram, covered: Range) -> float:
@@ -144,6 +155,12 @@ def noise(histogram: Histogram, covered: Range) -> float:
     inside = np.where(middles < step / 2.0, middles**2, step**2 / 12.0)
     errors = np.where(middles > limits, (middles - limits) ** 2, inside)
     return float(np.sqrt((histogram.signed * errors).sum() / squares))
+
+
+def _percentile(histogram: Histogram, percent: float) -> float:
+    """Of the |x| that are not zero, in bins, from the upper end of one; 0 when all are zero."""
+    counted = np.cumsum(histogram.counts)
+    return float(np.searchsorted(counted, percent / 100.0 * counted[-1]) + 1) if counted[-1] else 0.0
 
 
 def _middles() -> Array:

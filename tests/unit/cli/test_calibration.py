@@ -211,6 +211,7 @@ def test_inspect_tells_how_an_artifact_was_calibrated(cli: Cli, quantized: Path)
     assert told.out.startswith("mse on 9 samples, loop steps: union, 22 tensors\n")
     rows = [line for line in told.out.splitlines() if " to " in line]
     assert re.search(r"step: cut +\[last\]/MatMul +-0.5 to 0.5 +-1 to 1 +\d\d.\d\d% +50.\d+%", rows[0])
+    assert re.search(r" 127$", rows[0]), "the median of values spread to twice the range is at its end"
     assert any(re.search(r"step: loop .* 1 to 4 over 2$", row) for row in rows)
     assert "2 more tensors with less noise; --json has all" in told.out
 

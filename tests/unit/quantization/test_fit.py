@@ -8,7 +8,7 @@ import pytest
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.errors import InputError
 from vlaopt.quantization.calibrators import Extremes, Found, Histogram, Range, Step
-from vlaopt.quantization.fit import BARS, CalibrationReport, fits_of, noise, outliers, read_report, saturated
+from vlaopt.quantization.fit import BARS, CalibrationReport, fits_of, noise, outliers, read_report, saturated, typical
 
 VALUES = np.random.default_rng(0).laplace(size=200_000).astype(np.float32)
 
@@ -44,8 +44,27 @@ def test_an_outlier_shows() -> None:
     assert noise(spoilt, Range(-5000.0, 5000.0)) > 5 * noise(counted(VALUES), Range(-12.0, 12.0))
 
 
+@pytest.mark.parametrize("limit", [1.0, 4.0, 12.0])
+def test_typical_is_the_median_in_steps(limit: float) -> None:
+    histogram = counted(VALUES)
+    expected = np.median(np.abs(VALUES)) / (limit / 127)
+    assert typical(histogram, Range(-limit, limit)) == pytest.approx(expected, abs=histogram.width / (limit / 127))
+
+
+def test_one_loud_channel_leaves_the_others_no_steps() -> None:
+    """It makes up most of the RMS and of the largest values, so that noise and outliers do not show it."""
+    channels = np.random.default_rng(0).normal(size=(1000, 64)).astype(np.float32)
+    channels[:, 5] *= 500.0
+    histogram = counted(channels)
+    covered = Range(-histogram.extremes.amax, histogram.extremes.amax)
+    assert typical(histogram, covered) < 0.2
+    assert noise(histogram, covered) < 0.02
+    assert outliers(histogram) < 3.0
+
+
 def test_values_that_are_all_zero_have_no_error() -> None:
     zeros = counted(np.zeros(10, np.float32))
+    assert typical(zeros, Range(0.0, 0.0)) == 0.0
     assert (saturated(zeros, Range(0.0, 0.0)), outliers(zeros), noise(zeros, Range(0.0, 0.0))) == (0.0, 0.0, 0.0)
 
 
