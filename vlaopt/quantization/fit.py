@@ -86,7 +86,7 @@ def read_report(artifact: Artifact) -> CalibrationReport:
         raise InputError(
             "nothing was calibrated for this artifact",
             where=str(artifact.path),
-            hint="quantize with a calibration set writes ranges: quantize.scheme int8, stage quantize or a later one",
+            hint="give one of stage quantize or later whose recipe says quantize.scheme: int8, built by this version",
         )
     try:
         return CalibrationReport.model_validate_json(artifact.read(REPORT))

@@ -132,7 +132,7 @@ STAGES = (
     ),
     Stage(
         "quantize",
-        version=4,
+        version=5,
         values=("quantize", "calibration"),
         paths=("calibration.path",),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
