@@ -21,7 +21,7 @@ from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.store import Store
 from vlaopt.chain import run_stages
 from vlaopt.cli.app import run
-from vlaopt.errors import GateError, StageError
+from vlaopt.errors import GateError, InputError, StageError
 from vlaopt.progress import Silent
 from vlaopt.recipe.load import load_recipe
 from vlaopt.recipe.model import Recipe
@@ -71,9 +71,11 @@ def test_a_shortfall_that_is_allowed_is_in_the_report(folder: Path) -> None:
 
 
 def test_a_backend_that_keeps_to_the_plan_passes_the_audit(folder: Path) -> None:
-    report = json.loads(until("engine", folder, *INT8).read("reports/engine.json"))
-    kept = {name: (found["kept"], found["others"]) for name, found in report["audit"].items()}
-    assert kept == {"vision": (2, {}), "prefix": (5, {}), "step": (8, {})}
+    built = until("engine", folder, *INT8)
+    report = json.loads(built.read("reports/engine.json"))
+    planned = {name: counts["int8"] for name, counts in built.manifest.metrics["onnx"]["layers"].items()}
+    assert {name: found["kept"] for name, found in report["audit"].items()} == planned
+    assert all(found["planned"] == planned[name] and not found["others"] for name, found in report["audit"].items())
     assert report["layers"]["vision"] == {"body/Conv": "int8", "stem/Conv": "int8"}
 
 
@@ -129,6 +131,21 @@ def test_the_lines_that_diagnose_prints_mend_the_build(folder: Path, outlier: tu
     lines = yaml.safe_load(diagnosed(folder, *outlier)["mends"][-1]["lines"])
     kept = [{"scope": "*", "scheme": "int8"}]
     until("onnx", folder, *outlier, f"quantize.rules={json.dumps(kept + lines['quantize']['rules'])}")
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        ('[{scope: "*", scheme: fp32}]', r"vision\.stem: rule \*; vision\.body: rule \*"),
+        ("[]", r"vision\.stem: \d+ multiply-adds per value: too few, 8-bit pays from 32; "),
+    ],
+)
+def test_a_plan_that_quantizes_nothing_is_refused_with_the_reasons(folder: Path, rules: str, why: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"scheme int8 changes nothing, all \d+ layers stay in FP32 \({why}"
+    ) as raised:
+        until("quantize", folder, *INT8, f"quantize.rules={rules}")
+    assert str(raised.value.where).endswith("recipe.yaml:quantize")
 
 
 @pytest.mark.slow

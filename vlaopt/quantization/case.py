@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.graph import Graph
-from vlaopt.artifact.manifest import component_path, plain_path
+from vlaopt.artifact.manifest import component_path, placed_path, plain_path
 from vlaopt.artifact.store import Store
 from vlaopt.backends import EngineOptions
 from vlaopt.backends.audit import Audit, audit, planned_precisions
@@ -64,7 +64,9 @@ class Case:
         library, options = backends.get(backend), EngineOptions(threads=1)
         found = {}
         for name in self.quantized():
-            engine = library.build(self.source.graph(component_path(name)), options)
+            path = placed_path(library.placement, name)
+            graph = self.source.graph(path if self.source.has(path) else component_path(name))
+            engine = library.build(graph, options)
             nodes = self.plan.components[name].model_dump(mode="json")["nodes"]
             found[name] = audit(planned_precisions(nodes), engine.layers, engine.precisions)
         return found

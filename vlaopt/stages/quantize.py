@@ -92,6 +92,7 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
         samples=len(calibration.capture) if calibration else 0,
         components=components,
     )
+    plan.must_change_something(where=f"{recipe.path}:quantize")
     draft.write(PLAN, plan.to_json(), "policy")
     counts = {name: component.counts() for name, component in components.items()}
     draft.metrics["quantize"] = {"scheme": scheme, "samples": plan.samples, "layers": counts}
