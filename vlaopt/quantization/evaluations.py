@@ -35,14 +35,16 @@ class Runs(Protocol):
 class Evaluation:
     """What one choice is like: its action error, its components' milliseconds of a chunk, its graphs' bytes.
 
-    `anchors_ms` are the milliseconds of the anchors in the same turns. `error` is None and there are no times where the
-    backend refused the choice, for the reason in `refused`.
+    `anchors_ms` are the milliseconds of the anchors in the same turns; `noise_ms` is by how much those of components
+    that are alike, and so ran in the same session, differed. `error` is None and there are no times where the backend
+    refused the choice, for the reason in `refused`.
     """
 
     error: ActionError | None
     times_ms: Mapping[str, float]
     anchors_ms: Mapping[str, Mapping[str, float]]
     size: int
+    noise_ms: float = 0.0
     refused: str | None = None
 
     def beside(self, anchor: str) -> float:
@@ -61,7 +63,10 @@ class Evaluation:
 
 
 class Evaluations:
-    """At most `budget` evaluations, those of earlier processes in `journal` among them. Equal choices count once."""
+    """At most `budget` evaluations, those of earlier processes in `journal` among them.
+
+    Equal choices count once, unless they are measured again on purpose.
+    """
 
     def __init__(
         self, runs: Runs, *, budget: int, task: Task, uniform: Choice | None = None, journal: Path | None = None
@@ -70,6 +75,7 @@ class Evaluations:
         self._anchors: dict[str, Choice] = {FP32: {}} | ({} if uniform is None else {UNIFORM: uniform})
         self._journal = journal
         self._known = read_journal(journal) if journal else {}
+        self._asked: set[str] = set()
         self.budget, self.resumed = budget, len(self._known)
         task.advance(min(self.resumed, budget))
 
@@ -80,34 +86,39 @@ class Evaluations:
 
     @property
     def left(self) -> int:
-        """How many may still be made."""
-        return max(0, self.budget - self.spent)
+        """How many more may be asked for: the same number when a search that was killed is gone through again."""
+        return max(0, self.budget - len(self._asked))
 
-    def of(self, choice: Choice) -> Evaluation | None:
-        """The evaluation of a choice; None when it was not made yet and none may be made any more."""
+    def of(self, choice: Choice, repeat: int = 0) -> Evaluation | None:
+        """The evaluation of a choice; None when it was not made yet and none may be made any more.
+
+        With another `repeat` its times are measured once more, which counts as an evaluation too.
+        """
         chosen = self._runs.normal(choice)
-        key = digest_json([(name, sorted(nodes)) for name, nodes in chosen])
+        key = digest_json([repeat, *((name, sorted(nodes)) for name, nodes in chosen)])
         if key not in self._known:
-            if not self.left:
+            if not self.left or self.spent >= self.budget:
                 return None
             self._known[key] = self._made(choice, chosen)
             if self._journal:
                 append(self._journal, {"choice": key, **self._known[key].to_json()})
             self._task.advance()
+        self._asked.add(key)
         return self._known[key]
 
     def _made(self, choice: Choice, chosen: Chosen) -> Evaluation:
         try:
             error = self._runs.error(choice)
         except StageError as problem:
-            return Evaluation(None, {}, {}, 0, problem.message)
+            return Evaluation(None, {}, {}, 0, refused=problem.message)
         times = self._runs.times_ms({**self._anchors, "this": choice})
-        mine = dict(chosen)
-        for label, anchor in self._anchors.items():  # the same session ran in both: what differs is noise
+        mine, noise_ms = dict(chosen), 0.0
+        for label, anchor in self._anchors.items():
             alike = [name for name, nodes in self._runs.normal(anchor) if mine[name] == nodes]
+            noise_ms = max(noise_ms, abs(sum(times[label][name] - times["this"][name] for name in alike)))
             times[label] |= {name: times["this"][name] for name in alike}
         anchors = {label: times[label] for label in self._anchors}
-        return Evaluation(error, times["this"], anchors, self._runs.size(choice))
+        return Evaluation(error, times["this"], anchors, self._runs.size(choice), noise_ms)
 
 
 def read_journal(path: Path) -> dict[str, Evaluation]:

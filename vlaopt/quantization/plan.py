@@ -122,6 +122,25 @@ class QuantizationPlan(_Frozen):
             hint="ask for layers by quantize.rules, or write scheme: none",
         )
 
+    def must_change_something(self, *, where: str) -> None:
+        """Raise InputError, with examples of why, when every layer stays in FP32: nobody asks for that by a scheme.
+
+        A search (`mixed`) may find that it is best.
+        """
+        if self.scheme == "mixed" or any(component.changed() for component in self.components.values()):
+            return
+        nodes = [
+            (node_path(name, node), planned.reason)
+            for name, component in self.components.items()
+            for node, planned in component.nodes.items()
+        ]
+        examples = "; ".join(f"{path}: {reason}" for path, reason in nodes[:2])
+        raise InputError(
+            f"scheme {self.scheme} changes nothing, all {len(nodes)} layers stay in FP32 ({examples})",
+            where=where,
+            hint="ask for layers by quantize.rules, or write scheme: none",
+        )
+
     @classmethod
     def from_json(cls, data: bytes, *, where: str) -> QuantizationPlan:
         """The plan in `data`. Raises InputError with the first problem, placed at `where` and its key."""

@@ -25,7 +25,9 @@ Choice = Mapping[str, Nodes]
 Chosen = tuple[tuple[str, frozenset[tuple[str, NodeScheme]]], ...]
 """A choice in one form: every component in the policy's order, with its nodes that do not run in FP32."""
 
-ROUNDS, ITERATIONS = 10, 10
+ROUNDS, ITERATIONS = 60, 5
+QUIET = 0.25
+"""A component's time is what a quarter of its calls stays below: what else the machine does only ever adds time."""
 KEPT = 3
 """Forms of a component that stay open besides FP32: each holds the component's weights once more."""
 
@@ -47,6 +49,7 @@ class Trials:
         golden: Golden,
         threads: int = 1,
     ) -> None:
+        self.backend = backend
         self._library = backends.get(backend)
         if reason := self._library.missing() or self._library.runnable():
             raise EnvironmentProblem(f"{backend} cannot run here: {reason}")
@@ -76,12 +79,13 @@ class Trials:
         return self._errors[key]
 
     def times_ms(self, choices: Mapping[str, Choice]) -> dict[str, dict[str, float]]:
-        """Milliseconds that every component takes of a chunk, in each of the labelled choices.
+        """Milliseconds that every component takes of a chunk, in each of the labelled choices, at the quantile QUIET.
 
         They are measured in turns in this process, inside the whole policy; all are open at once. Raises as `error`.
         """
         variants = {label: self._sessions(self.normal(chosen)) for label, chosen in choices.items()}
-        return component_times(variants, self._assembled, self._golden.samples, rounds=ROUNDS, iterations=ITERATIONS)
+        samples = self._golden.samples
+        return component_times(variants, self._assembled, samples, rounds=ROUNDS, iterations=ITERATIONS, quantile=QUIET)
 
     def size(self, chosen: Choice) -> int:
         """Bytes of the portable graphs of a choice."""

@@ -19,7 +19,7 @@ SCHEMA = "vlaopt.recipe/1"
 Scheme = Literal[
     "none", "int8", "int8-dynamic", "int8-weights", "int4-weights", "fp16", "bf16", "fp8", "nvfp4", "mixed"
 ]
-BUILT_SCHEMES: tuple[Scheme, ...] = ("none", "int8", "int8-dynamic", "int8-weights", "fp16", "bf16")
+BUILT_SCHEMES: tuple[Scheme, ...] = ("none", "int8", "int8-dynamic", "int8-weights", "fp16", "bf16", "mixed")
 """The schemes that this version of vlaopt writes."""
 
 Limit = Annotated[float, Field(ge=0)]
@@ -105,7 +105,8 @@ class Quantize(Section):
     scheme: Scheme = Field(
         default="none",
         description="`none` keeps FP32; `int8` and `fp16` look at the calibration set, `fp16` for what would overflow; "
-        "`int8-dynamic` finds ranges while running (CPU); `int8-weights` only stores; `bf16` has the range of FP32.",
+        "`int8-dynamic` finds ranges while running (CPU); `int8-weights` only stores; `bf16` has the range of FP32; "
+        "`mixed` searches the fastest plan within `accept`.",
     )
     calibrator: Literal["minmax", "moving-average", "entropy", "percentile", "mse"] = Field(
         default="entropy", description="How a range is found from the activations."

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from vlaopt.backends import Session, Value
 from vlaopt.benchmark.compare import interleave
-from vlaopt.benchmark.statistics import median
+from vlaopt.benchmark.statistics import nearest_rank
 from vlaopt.runtime.golden import Sample, of_sample
 from vlaopt.runtime.policy import Policy
 
@@ -21,11 +23,12 @@ def component_times(
     *,
     rounds: int,
     iterations: int,
+    quantile: float = 0.5,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds that every component takes of a chunk, by variant; the variants are measured in turns.
 
-    That is the median of its calls, times how often a chunk calls it. `assembled` makes a policy of a variant's
-    sessions; `rounds` and `iterations` are those of `interleave`.
+    That is the `quantile` of its calls, by default their median, times how often a chunk calls it. `assembled` makes a
+    policy of a variant's sessions; `rounds` and `iterations` are those of `interleave`.
     """
     watched = {
         label: {name: _Timed(session) for name, session in sessions.items()} for label, sessions in variants.items()
@@ -35,7 +38,9 @@ def component_times(
     }
     turns = interleave(calls, samples, rounds=rounds, iterations_per_round=iterations)
     return {
-        label: {name: session.chunk_ms(turns.warmups[label], turns.count) for name, session in sessions.items()}
+        label: {
+            name: session.chunk_ms(turns.warmups[label], turns.count, quantile) for name, session in sessions.items()
+        }
         for label, sessions in watched.items()
     }
 
@@ -54,7 +59,8 @@ class _Timed:
         self._times_ms.append((time.perf_counter_ns() - started) / 1e6)
         return outputs
 
-    def chunk_ms(self, warmups: int, measured: int) -> float:
+    def chunk_ms(self, warmups: int, measured: int, quantile: float) -> float:
         """From its calls in the `measured` chunks that came after `warmups`."""
         per_chunk = len(self._times_ms) / (warmups + measured)
-        return median(self._times_ms[int(per_chunk * warmups) :]) * per_chunk
+        calls = np.sort(np.asarray(self._times_ms[int(per_chunk * warmups) :], np.float64))
+        return nearest_rank(calls, quantile) * per_chunk

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import operator
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlaopt.artifact.artifact import Artifact, Draft
@@ -28,6 +28,16 @@ from vlaopt.tensors import Array
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """What the result of a stage depends on besides, and on this machine, for recipes that make the stage measure."""
+
+    asked: Callable[[Recipe], bool]
+    values: tuple[str, ...]
+    target_values: tuple[str, ...]
+    tools: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Stage:
     """One step of the chain: what its result depends on. `run` is the function of that name in the stage's module.
 
@@ -42,9 +52,12 @@ class Stage:
     paths: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     on_this_machine: bool = False
+    measuring: Measuring | None = None
 
     def key_parts(self, recipe: Recipe, source: Artifact | None) -> dict[str, Any]:
         """Everything the result depends on, as plain JSON values."""
+        if self.measuring and self.measuring.asked(recipe):
+            return self._that_measures(self.measuring).key_parts(recipe, source)
         resolved = recipe.resolved()
         versions = {tool: installed_version(tool) for tool in self.tools}
         return {
@@ -57,6 +70,16 @@ class Stage:
             "machine": machine_key() if self.on_this_machine else None,
             "tools": {tool: version for tool, version in versions.items() if version},
         }
+
+    def _that_measures(self, besides: Measuring) -> Stage:
+        return replace(
+            self,
+            values=self.values + besides.values,
+            target_values=self.target_values + besides.target_values,
+            tools=self.tools + besides.tools,
+            on_this_machine=True,
+            measuring=None,
+        )
 
     def outside(self, recipe: Recipe) -> dict[str, str]:
         """The digests of what is read from outside the artifact, by the key that names it in the recipe.
@@ -136,6 +159,12 @@ STAGES = (
         values=("quantize", "calibration"),
         paths=("calibration.path",),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
+        measuring=Measuring(
+            lambda recipe: recipe.quantize.scheme == "mixed",
+            values=("accept", "engine.backend", "engine.threads"),
+            target_values=("kind", "arch", "backends", "reduce_range"),
+            tools=("openvino",),
+        ),
     ),
     Stage(
         "onnx",

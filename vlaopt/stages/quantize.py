@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto
 
@@ -22,18 +24,25 @@ from vlaopt.quantization import calibrators
 from vlaopt.quantization.collect import collect
 from vlaopt.quantization.fit import REPORT, CalibrationReport, TensorFit, fits_of
 from vlaopt.quantization.halves import probed_tensors, settled_halves, wanted_halves, with_halves
+from vlaopt.quantization.mixed import backend_for, mix, space_of
 from vlaopt.quantization.plan import (
     ComponentPlan,
     NodePlan,
+    NodeScheme,
+    PlanScheme,
     QuantizationPlan,
+    Rules,
     calibrated_tensors,
     component_plan,
     plan_nodes,
 )
 from vlaopt.quantization.probe import largest_values
+from vlaopt.quantization.trials import Trials
 from vlaopt.recipe.model import BUILT_SCHEMES, Recipe
 from vlaopt.runtime.capture import Capture, processed_names
+from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.processors import Processors
+from vlaopt.stages import limits
 from vlaopt.tensors import Array
 
 PLAN = "policy/quantization.json"
@@ -65,8 +74,36 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     if scheme == "none":
         draft.metrics["quantize"] = {"scheme": "none"}
         return
-    if scheme == "mixed" or scheme not in BUILT_SCHEMES:
+    if scheme not in BUILT_SCHEMES:
         raise InputError(f"scheme {scheme} is not written by this version", where=f"{recipe.path}:quantize.scheme")
+    rules = [(rule.scope, rule.scheme) for rule in recipe.quantize.rules]
+    made = planned(recipe, source, scheme, rules, progress)
+    plan, report = made.plan, dict[str, Any]()
+    if scheme == "mixed":
+        plan, report["search"] = _searched(recipe, source, made, rules, draft.unfinished, progress)
+    plan.must_change_something(where=f"{recipe.path}:quantize")
+    draft.write(PLAN, plan.to_json(), "policy")
+    counts = {name: component.counts() for name, component in plan.components.items()}
+    draft.metrics["quantize"] = {"scheme": scheme, "samples": plan.samples, "layers": counts}
+    report["components"] = {name: part.model_dump(mode="json") for name, part in plan.components.items()}
+    draft.write_json("reports/quantize.json", report, "report")
+    if made.fit:
+        draft.write_json(REPORT, made.fit, "report")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan by rules, the simplified FP32 graphs that it is of, and how well 8 bits hold what was calibrated."""
+
+    graphs: Mapping[str, Graph]
+    models: Mapping[str, ModelProto]
+    plan: QuantizationPlan
+    fit: CalibrationReport | None
+
+
+def planned(recipe: Recipe, source: Artifact, scheme: PlanScheme, rules: Rules, progress: Progress) -> Planned:
+    """The plan of a scheme by these rules, calibrated as the recipe says; for `mixed` the uniform one in int8."""
+    base: NodeScheme = "int8" if scheme == "mixed" else scheme
     order = source.spec().order()
     with progress.task("simplifying", len(order)) as task:
         graphs: dict[str, Graph] = {}
@@ -76,9 +113,8 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
             graphs[name] = encode(model, name, given.data)
             task.advance()
     models = {name: structure(decode(graph)) for name, graph in graphs.items()}
-    rules = [(rule.scope, rule.scheme) for rule in recipe.quantize.rules]
-    nodes = plan_nodes(models, scheme=scheme, rules=rules)
-    halves = {name: wanted_halves(name, model, scheme, rules) for name, model in models.items()}
+    nodes = plan_nodes(models, scheme=base, rules=rules)
+    halves = {name: wanted_halves(name, model, base, rules) for name, model in models.items()}
     calibration = _calibration(recipe, source) if _needs_data(nodes) or _needs_data(halves) else None
     floats = {name: _settled(graphs[name], name, halves[name], calibration, progress) for name in order}
     nodes = {name: with_halves(nodes[name], floats[name]) for name in order}
@@ -92,17 +128,42 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
         samples=len(calibration.capture) if calibration else 0,
         components=components,
     )
-    plan.must_change_something(where=f"{recipe.path}:quantize")
-    draft.write(PLAN, plan.to_json(), "policy")
-    counts = {name: component.counts() for name, component in components.items()}
-    draft.metrics["quantize"] = {"scheme": scheme, "samples": plan.samples, "layers": counts}
-    report = {name: component.model_dump(mode="json") for name, component in components.items()}
-    draft.write_json("reports/quantize.json", report, "report")
-    if calibration:
-        fit = CalibrationReport(
-            calibrator=recipe.quantize.calibrator, steps=recipe.quantize.steps, samples=plan.samples, components=fits
-        )
-        draft.write_json(REPORT, fit, "report")
+    fit = CalibrationReport(
+        calibrator=recipe.quantize.calibrator, steps=recipe.quantize.steps, samples=plan.samples, components=fits
+    )
+    return Planned(graphs, models, plan, fit if calibration else None)
+
+
+def trials_of(recipe: Recipe, source: Artifact, made: Planned) -> Trials:
+    """Trials of parts of a plan on the backend that the recipe's target will run."""
+    threads = recipe.engine.threads
+    return Trials(
+        source,
+        made.graphs,
+        made.plan,
+        recipe.target,
+        backend=backend_for(recipe.target, recipe.engine.backend),
+        golden=Golden.of(source),
+        threads=threads if isinstance(threads, int) else 1,
+    )
+
+
+def _searched(
+    recipe: Recipe, source: Artifact, made: Planned, rules: Rules, journal: Path | None, progress: Progress
+) -> tuple[QuantizationPlan, dict[str, Any]]:
+    """The plan that the search finds within the recipe's limits, and its report; it starts from the one made."""
+    dynamic = recipe.target.kind == "cpu"
+    others = [plan_nodes(made.models, scheme="int8-dynamic", rules=rules)] if dynamic else []
+    found = mix(
+        trials_of(recipe, source, made),
+        made.plan,
+        space_of(made.plan, others, rules),
+        lambda error: limits(error, recipe.accept),
+        budget=recipe.quantize.evaluations,
+        journal=journal,
+        progress=progress,
+    )
+    return found.plan, found.report
 
 
 def _takers(model: ModelProto) -> dict[str, list[str]]:

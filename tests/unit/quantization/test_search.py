@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlaopt.benchmark.actions import ActionError, ErrorStatistics, Limit
@@ -29,12 +29,14 @@ class Known:
     costs: Mapping[Node, Mapping[NodeScheme, tuple[float, float]]]
     refuses: Node | None = None
     runs: list[Chosen] = field(default_factory=list)
+    """Whose error was asked for."""
+    timed: int = 0
 
     def normal(self, chosen: Choice) -> Chosen:
         schemes: dict[str, dict[str, NodeScheme]] = {component: {} for component, _ in self.costs}
         for component, nodes in chosen.items():
-            assert isinstance(nodes, Mapping)
-            schemes[component] |= {node: scheme for node, scheme in nodes.items() if scheme != "fp32"}
+            given = nodes if isinstance(nodes, Mapping) else dict.fromkeys(nodes, "int8")
+            schemes[component] |= {node: scheme for node, scheme in given.items() if scheme != "fp32"}
         return tuple((component, frozenset(nodes.items())) for component, nodes in schemes.items())
 
     def error(self, chosen: Choice) -> ActionError:
@@ -46,6 +48,7 @@ class Known:
         return action_error(sum(self.costs[c, n][s][0] for c, nodes in normal for n, s in nodes))
 
     def times_ms(self, choices: Mapping[str, Choice]) -> dict[str, dict[str, float]]:
+        self.timed += 1
         return {label: self._times(self.normal(chosen)) for label, chosen in choices.items()}
 
     def size(self, chosen: Choice) -> int:
@@ -164,27 +167,28 @@ costs_of_nodes = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(costs_of_nodes, st.integers(8, 40))
 def test_the_plan_is_within_the_limits_the_budget_and_as_good_as_uniform(
     costs: Mapping[Node, Mapping[NodeScheme, tuple[float, float]]], budget: int
 ) -> None:
     runs = Known(costs)
     result, evaluations = found(runs, budget=budget)
-    assert len(runs.runs) == evaluations.spent <= budget
-    assert len(set(runs.runs)) == len(runs.runs), "one choice was run twice"
+    assert runs.timed == evaluations.spent <= budget
     assert result.inside, "FP32 has no error here"
     uniform = evaluations.of(choice_of(start_of(space(costs))))
     assert uniform and uniform.error and result.evaluation.error
     if uniform.error.executed.mean <= LIMIT:
         slower_ms = result.evaluation.beside("uniform")
         tolerance_ms = 0.01 * sum(uniform.times_ms.values())
-        assert slower_ms <= tolerance_ms * len(costs)
+        assert slower_ms <= tolerance_ms * len(costs) + 1e-9
         exacter = result.evaluation.error.executed.mean <= uniform.error.executed.mean
         assert exacter or slower_ms < 0
     again, _ = found(Known(costs), budget=budget)
     assert again.schemes == result.schemes
 
 
+@settings(deadline=None, max_examples=40)
 @given(costs_of_nodes, st.integers(8, 40), st.integers(1, 12))
 def test_a_killed_search_goes_on_where_it_was(
     tmp_path_factory: pytest.TempPathFactory,
@@ -193,10 +197,10 @@ def test_a_killed_search_goes_on_where_it_was(
     killed_after: int,
 ) -> None:
     class Killed(Known):
-        def error(self, chosen: Choice) -> ActionError:
-            if len(self.runs) == killed_after:
+        def times_ms(self, choices: Mapping[str, Choice]) -> dict[str, dict[str, float]]:
+            if self.timed == killed_after:
                 raise KeyboardInterrupt
-            return super().error(chosen)
+            return super().times_ms(choices)
 
     journal = tmp_path_factory.mktemp("killed") / "journal.jsonl"
     first, second = Killed(costs), Known(costs)
@@ -208,8 +212,8 @@ def test_a_killed_search_goes_on_where_it_was(
     result, evaluations = found(second, budget=budget, journal=journal)
     whole, once = found(Known(costs), budget=budget)
     assert result.schemes == whole.schemes
-    assert len(first.runs) + len(second.runs) == evaluations.spent == once.spent
-    assert evaluations.resumed == len(first.runs)
+    assert first.timed + second.timed == evaluations.spent == once.spent
+    assert evaluations.resumed == first.timed
 
 
 def test_a_journal_gives_back_what_was_put_in(tmp_path: Path) -> None:

@@ -176,7 +176,11 @@ def test_one_fault_gives_one_problem(write: Write, sound: str, line: str, expect
         ("target: cpu-x86", "target: /t.yaml", "recipe.yaml:4:target: '/t.yaml' leaves the recipe's folder"),
         ("target: cpu-x86", "target: ./t.yaml", "recipe.yaml:4:target: no target file './t.yaml'"),
         ("target: cpu-x86", "target: [a]", "recipe.yaml:4:target: `target` should be text, not a list"),
-        ("scheme: int8", "scheme: mixed", "recipe.yaml:8:quantize.scheme: this version of vlaopt does not write mixed"),
+        (
+            "scheme: int8",
+            "scheme: mixed\n  evaluations: 7",
+            "recipe.yaml:9:quantize.evaluations: `evaluations` is 7, but must be at least 8",
+        ),
         ("recipe/1", "recipe/0", "recipe.yaml:1:schema: recipe of an older schema, vlaopt.recipe/0"),
         ("recipe/1", "recipe/2.1", "recipe.yaml:1:schema: recipe of a newer schema, vlaopt.recipe/2.1"),
         ("recipe/1", "target/1", "recipe.yaml:1:schema: target file, not a recipe: vlaopt.target/1"),
@@ -427,11 +431,12 @@ def test_the_shipped_recipes_are_sound() -> None:
     found = find_recipes(REPOSITORY / "recipes")
     targets = {"cpu", "x86-rtx", "x86-gpu", "jetson-orin", "jetson-thor"}
     policies = ("act", "diffusion", "edge-vla", "smolvla")
-    assert {(path.parent.name, path.stem) for path in found} == {(name, to) for name in policies for to in targets}
+    wanted = {(name, to) for name in policies for to in targets} | {("edge-vla", "cpu-mixed")}
+    assert {(path.parent.name, path.stem) for path in found} == wanted
     for path in found:
         recipe = load_recipe(path, check_paths=False)
         assert recipe.name == recipe.policy.type == path.parent.name
-        assert recipe.target.name == {"cpu": "cpu-x86"}.get(path.stem, path.stem)
+        assert recipe.target.name == {"cpu": "cpu-x86", "cpu-mixed": "cpu-x86"}.get(path.stem, path.stem)
 
 
 def test_the_shipped_recipes_fit_a_screen() -> None:
