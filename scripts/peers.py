@@ -67,10 +67,11 @@ def main() -> int:
     for policy in arguments.policies:
         threads = arguments.threads or THREADS.get(policy, os.cpu_count() or 1)
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        log = work / policy / "prepare.log"
+        folder = work / (policy if arguments.size == "full" else f"{policy}-{arguments.size}")
+        log = folder / "prepare.log"
         _tell(f"{policy}: vlaopt builds it")
         try:
-            paths = run_once(_prepared, policy, work, arguments.set, log=log, limit_s=3600)
+            paths = run_once(_prepared, policy, folder, arguments.size, arguments.set, log=log, limit_s=3600)
         except Failed as error:
             _tell(f"{policy}: {error}; see {log}")
             return 1
@@ -86,8 +87,8 @@ def main() -> int:
     return 0
 
 
-def _prepared(policy: str, work: Path, overrides: Sequence[str]) -> list[Path]:
-    return prepare(policy, work, overrides, _tell)
+def _prepared(policy: str, folder: Path, size: str, overrides: Sequence[str]) -> list[Path]:
+    return prepare(policy, folder, size, overrides, _tell)
 
 
 def measure(subject: Subject, path: Path, rows: Sequence[str], threads: int, rounds: int) -> dict[str, Any]:
@@ -222,6 +223,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of vlaopt's recipe; may repeat"
     )
+    parser.add_argument("--size", choices=("full", "tiny"), default="full", help="of LeRobot's policies; tiny: a try")
     parser.add_argument("--work", type=Path, default=ROOT / "build/peers", help="where what is built is kept")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     parser.add_argument("--readme", action="store_true", help="rewrite the table in README.md and the plot beside it")

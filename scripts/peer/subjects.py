@@ -196,11 +196,12 @@ class _ComponentCalls(Calls):
         return {"mean": float(errors.mean()), "max": float(errors.max())}
 
 
-def prepare(policy: str, work: Path, overrides: Sequence[str], tell: Callable[[str], None]) -> list[Path]:
-    """Build `policy` with vlaopt and write what the rows need below `work`; the files of its subjects.
+def prepare(policy: str, folder: Path, size: str, overrides: Sequence[str], tell: Callable[[str], None]) -> list[Path]:
+    """Build `policy` with vlaopt and write what the rows need to `folder`; the files of its subjects.
 
-    `overrides` are of the shipped recipe, as `vlaopt build --set` takes them. Runs in a process of its own, as it holds
-    the eager policy. What was built before comes from the store.
+    `size` (full or tiny) is of the checkpoints that are made here; `overrides` are of the shipped recipe, as `vlaopt
+    build --set` takes them. Runs in a process of its own, as it holds the eager policy. What was built before comes
+    from the store.
     """
     import torch
 
@@ -210,11 +211,10 @@ def prepare(policy: str, work: Path, overrides: Sequence[str], tell: Callable[[s
     from vlaopt.proposal.anatomy import examine
     from vlaopt.recipe.load import load_recipe
 
-    folder = work / policy
     folder.mkdir(parents=True, exist_ok=True)
-    values = [*BRIEF, *_checkpoint(policy, folder, tell), *overrides]
+    values = [*BRIEF, *_checkpoint(policy, folder, size, tell), *overrides]
     recipe = load_recipe(ROOT / f"recipes/{policy}/cpu.yaml", overrides=values)
-    made = build(recipe, output=folder / "artifacts", store=Store(work / "store"))
+    made = build(recipe, output=folder / "artifacts", store=Store(folder.parent / "store"))
     times = folder / "built.json"
     took = json.loads(times.read_text()) if times.is_file() else {}
     took |= {outcome.artifact.id: outcome.seconds for outcome in made.outcomes if not outcome.cached}
@@ -254,7 +254,7 @@ def prepare(policy: str, work: Path, overrides: Sequence[str], tell: Callable[[s
     return found
 
 
-def _checkpoint(policy: str, folder: Path, tell: Callable[[str], None]) -> list[str]:
+def _checkpoint(policy: str, folder: Path, size: str, tell: Callable[[str], None]) -> list[str]:
     """The overrides of the shipped recipe; for those that need a checkpoint, one with random weights is made."""
     if policy == "edge-vla":
         return []
@@ -262,7 +262,8 @@ def _checkpoint(policy: str, folder: Path, tell: Callable[[str], None]) -> list[
     checkpoint, observed, vlm = folder / "checkpoint", folder / "set", folder / "vlm"
     if not observed.is_dir():
         tell("making its checkpoint with random weights")
-        command = [ROOT / "tests/support_lerobot.py", f"{policy}-full", checkpoint, "--calibration", observed]
+        kind = f"{policy}-full" if size == "full" else policy
+        command = [ROOT / "tests/support_lerobot.py", kind, checkpoint, "--calibration", observed]
         # It declares torchvision's operators itself, which may not be done twice.
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, *command, "--samples", str(samples)], env=environment, check=True)
