@@ -22,7 +22,6 @@ _COMPUTED = {
     "int8": "int8",
     "int8-dynamic": "int8",
     "fp8": "fp8",
-    "nvfp4": "nvfp4",
     "fp16": "fp16",
     "bf16": "bf16",
 }

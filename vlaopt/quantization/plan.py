@@ -16,7 +16,7 @@ from vlaopt.errors import InputError
 from vlaopt.graph.scopes import covers_node, node_path
 from vlaopt.hashing import canonical_json
 from vlaopt.quantization.calibrators import CalibratorName, Range, Steps
-from vlaopt.quantization.weights import Layer, layers, quantized_outputs, residuals
+from vlaopt.quantization.weights import BLOCKS, Layer, block_of, layers, quantized_outputs, residuals
 from vlaopt.scopes import nearest
 
 NodeScheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8", "nvfp4", "fp16", "bf16", "fp32"]
@@ -122,25 +122,6 @@ class QuantizationPlan(_Frozen):
             hint="ask for layers by quantize.rules, or write scheme: none",
         )
 
-    def must_change_something(self, *, where: str) -> None:
-        """Raise InputError, with examples of why, when every layer stays in FP32: nobody asks for that by a scheme.
-
-        A search (`mixed`) may find that it is best.
-        """
-        if self.scheme == "mixed" or any(component.changed() for component in self.components.values()):
-            return
-        nodes = [
-            (node_path(name, node), planned.reason)
-            for name, component in self.components.items()
-            for node, planned in component.nodes.items()
-        ]
-        examples = "; ".join(f"{path}: {reason}" for path, reason in nodes[:2])
-        raise InputError(
-            f"scheme {self.scheme} changes nothing, all {len(nodes)} layers stay in FP32 ({examples})",
-            where=where,
-            hint="ask for layers by quantize.rules, or write scheme: none",
-        )
-
     @classmethod
     def from_json(cls, data: bytes, *, where: str) -> QuantizationPlan:
         """The plan in `data`. Raises InputError with the first problem, placed at `where` and its key."""
@@ -174,7 +155,8 @@ def calibrated_tensors(model: ModelProto, nodes: Mapping[str, NodePlan]) -> list
     """The activations of `model` that some placement of these nodes needs the range of, in the graph's order."""
     chosen = [name for name, node in nodes.items() if node.scheme == "int8"]
     known = layers(model)
-    taken = {tensor for name in chosen for tensor in known[name].activations}
+    in_codes = (*chosen, *(name for name, node in nodes.items() if node.scheme == "fp8"))
+    taken = {tensor for name in in_codes for tensor in known[name].activations}
     convolved = {known[name].node.output[0] for name in chosen if known[name].node.op_type == "Conv"}
     skips = set(residuals(model.graph, chosen).values()) & convolved
     tensors = taken | skips | quantized_outputs(model.graph, chosen)
@@ -231,6 +213,10 @@ def _possible(layer: Layer, wanted: NodeScheme) -> tuple[NodeScheme, str]:
         return "fp32", "it multiplies two activations, for which no low precision but int8 is placed"
     if wanted in ("fp32", "fp16", "bf16", "int8-weights"):
         return wanted, ""
+    if wanted in BLOCKS:
+        least = BLOCKS[wanted][-1]
+        obstacle = "" if block_of(layer, wanted) else f"only products with a multiple of {least} inputs have {wanted}"
+        return "fp32" if obstacle else wanted, obstacle
     if layer.activation is None:
         # Dequantized on every run they made an LSTM 1.36 times as slow in ONNX Runtime, so nobody gets it unasked.
         fallback: NodeScheme = "int8-weights" if wanted == "int8" else "fp32"

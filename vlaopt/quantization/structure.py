@@ -20,9 +20,18 @@ DYNAMIC = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "Q
 _ACTIVATIONS = {
     "onnxruntime": {TensorProto.UINT8},
     "openvino": {TensorProto.UINT8, TensorProto.INT8},
-    "tensorrt": {TensorProto.INT8},
+    "tensorrt": {TensorProto.INT8, TensorProto.FLOAT8E4M3FN},
 }
 """Element types of quantized activations per placement."""
+
+_WEIGHTS = {
+    "onnxruntime": {TensorProto.INT8, TensorProto.INT4},
+    "openvino": {TensorProto.INT8, TensorProto.INT4},
+    "tensorrt": {TensorProto.INT8, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1},
+}
+"""Element types of quantized weights per placement, scales of NVFP4 in FP8 among them."""
+
+_BLOCKED = (TensorProto.INT4, TensorProto.FLOAT4E2M1)
 
 
 def structural_check(model: ModelProto, placement: Placement) -> None:
@@ -79,20 +88,26 @@ class _Check:
 
     def _check_operands(self, node: NodeProto) -> None:
         """Half a quantized product is computed in floats, behind a quantizer that only costs."""
-        if set(node.input) & set(self._constants):
+        if any(name in self._constants or self._dequantizes_constant(name) for name in node.input):
             return
         dequantized = [name for name in node.input if self._operator(name) == "DequantizeLinear"]
         if len(dequantized) == 1:
             raise _broken(node, "multiplies a quantized tensor by one that is not")
+
+    def _dequantizes_constant(self, tensor: str) -> bool:
+        return self._operator(tensor) == "DequantizeLinear" and self._made[tensor].input[0] in self._constants
 
     def _operator(self, tensor: str) -> str:
         """The operator that makes a tensor; "" for inputs and constants."""
         return self._made[tensor].op_type if tensor in self._made else ""
 
     def _scale(self, node: NodeProto) -> Array:
-        if node.input[1] not in self._constants:
+        name = node.input[1]
+        if name not in self._constants and self._operator(name) == "DequantizeLinear":
+            name = self._made[name].input[0]  # NVFP4: the scales are codes themselves
+        if name not in self._constants:
             raise _broken(node, "has a scale that is not constant")
-        scale: Array = numpy_helper.to_array(self._constants[node.input[1]])
+        scale: Array = numpy_helper.to_array(self._constants[name]).astype(np.float32)
         if not (np.isfinite(scale).all() and (scale > 0).all()):
             raise _broken(node, "has a scale that is not a positive number")
         return scale
@@ -108,8 +123,8 @@ class _Check:
             raise _broken(node, "has a zero point that is not constant")
         zero_point = self._constants[node.input[2]]
         kind: int = zero_point.data_type
-        if kind == TensorProto.INT8 and numpy_helper.to_array(zero_point).any():
-            raise _broken(node, "has a zero point other than 0 in int8")
+        if kind != TensorProto.UINT8 and numpy_helper.to_array(zero_point).any():
+            raise _broken(node, f"has a zero point other than 0 in {TensorProto.DataType.Name(kind).lower()}")
         return kind
 
     def _check_kind(self, node: NodeProto, kind: int, constant: bool) -> None:
@@ -117,7 +132,7 @@ class _Check:
             if self._placement != "onnxruntime":
                 raise _broken(node, "makes an int32 bias", f"{self._placement} takes biases in float")
             return
-        wanted = {TensorProto.INT8} if constant else _ACTIVATIONS[self._placement]
+        wanted = _WEIGHTS[self._placement] if constant else _ACTIVATIONS[self._placement]
         if kind not in (*wanted, TensorProto.UNDEFINED):
             found, *needed = (TensorProto.DataType.Name(entry).lower() for entry in (kind, *sorted(wanted)))
             raise _broken(node, f"is {found} where {' or '.join(needed)} is needed")
@@ -138,12 +153,26 @@ class _Check:
             raise _broken(node, "has scales per channel on an activation")
         dims = self._constants[node.input[0]].dims
         axis = next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == "axis"), 1)
+        if block := next((entry.i for entry in node.attribute if entry.name == "block_size"), 0):
+            self._check_blocks(node, scale, axis, block)
+            return
         for taker in self._takers.get(node.output[0], []):
             wanted = _channel_axis(taker, node.output[0], len(dims))
             if axis != wanted:
                 raise _broken(node, f"has its scales along axis {axis}, {taker.op_type} needs axis {wanted}")
         if scale.shape != (dims[axis],):
             raise _broken(node, f"has {scale.size} scales for {dims[axis]} channels")
+
+    def _check_blocks(self, node: NodeProto, scale: Array, axis: int, block: int) -> None:
+        tensor = self._constants[node.input[0]]
+        if tensor.data_type not in _BLOCKED:
+            raise _broken(node, f"has blocks of {TensorProto.DataType.Name(tensor.data_type).lower()}")
+        for taker in self._takers.get(node.output[0], []):
+            if len(tensor.dims) != 2 or _channel_axis(taker, node.output[0], 2) != 1 - axis:
+                raise _broken(node, f"has its blocks along axis {axis}, not along the inputs of {taker.op_type}")
+        wanted = tuple(size // block if at == axis else size for at, size in enumerate(tensor.dims))
+        if scale.shape != wanted:
+            raise _broken(node, f"has scales of shape {scale.shape} for blocks of shape {wanted}")
 
 
 def _channel_axis(node: NodeProto, tensor: str, rank: int) -> int | None:

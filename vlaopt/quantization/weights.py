@@ -30,6 +30,9 @@ x86 CPUs without VNNI add products in pairs in int16 (VPMADDUBSW) and saturate: 
 both gave products that were off by a tenth of their size with weights up to 127, and exact ones with weights up to 64.
 """
 
+BLOCKS: Mapping[str, tuple[int, ...]] = {"int4-weights": (32, 16), "nvfp4": (16,)}
+"""How many weights along a product's inputs may share a scale, the preferred number first. NVFP4 is defined with 16."""
+
 SMALLEST_SCALE = 2.0**-40
 """A scale of 0 is not valid ONNX, and the product of two scales must be a normal float32."""
 
@@ -40,11 +43,12 @@ _ABSORBED = ("Relu", "Clip")
 
 @dataclass(frozen=True)
 class Weight:
-    """One constant operand: its tensor, the node's input that takes it, and the axis along which scales differ."""
+    """One constant operand: its tensor, the input of the node that takes it, the axis of its scales, its shape."""
 
     tensor: str
     position: int
     axis: int
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,14 @@ def layers(model: ModelProto) -> dict[str, Layer]:
     products = (_product(node, shapes) for node in model.graph.node if not set(node.input) & set(fixed))
     found = {layer.node.name: layer for layer in (*weighted, *products) if layer}
     return {node.name: found[node.name] for node in model.graph.node if node.name in found}
+
+
+def block_of(layer: Layer, scheme: str) -> int:
+    """How many weights of a matrix product share a scale in a scheme of `BLOCKS`; 0 where it has no such form."""
+    if layer.node.op_type not in ("Gemm", "MatMul") or not layer.weights or len(layer.weights[0].shape) != 2:
+        return 0
+    weight = layer.weights[0]
+    return next((size for size in BLOCKS[scheme] if weight.shape[1 - weight.axis] % size == 0), 0)
 
 
 def residuals(graph: GraphProto, nodes: Iterable[str]) -> dict[str, str]:
@@ -143,7 +155,7 @@ def _layer(
 ) -> Layer | None:
     rank = len(stored.get(node.input[1], ())) if len(node.input) > 1 else 0
     axes = weight_axes(node, rank)
-    weights = tuple(Weight(node.input[at], at, axis) for at, axis in axes.items())
+    weights = tuple(Weight(node.input[at], at, axis, stored.get(node.input[at], ())) for at, axis in axes.items())
     if not weights or any(weight.tensor not in stored for weight in weights):
         return None
     if node.op_type in STORED_OPERATORS:

@@ -10,6 +10,7 @@ from vlaopt.graph.check import check
 from vlaopt.graph.external import decode, encode
 from vlaopt.quantization.casts import write_casts
 from vlaopt.quantization.dynamic import write_dynamic
+from vlaopt.quantization.lowbit import write_lowbit
 from vlaopt.quantization.placement import write_qdq
 from vlaopt.quantization.plan import ComponentPlan, WeightScales
 from vlaopt.quantization.structure import structural_check
@@ -31,6 +32,7 @@ def write(
     model = write_qdq(decode(plain), component, plain.data, placement=placement, weights=weights, limit=limit)
     if component.named("int8-dynamic"):
         model = write_dynamic(model, component, plain.data, weights=weights, limit=limit)
+    model = write_lowbit(model, component, plain.data)
     model = write_casts(model, component.half_nodes(), plain.data)
     check(model, plain.data, where=component_path(name))
     structural_check(model, placement)

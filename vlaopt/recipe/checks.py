@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlaopt.recipe.model import BUILT_SCHEMES, RecipeFile
+from vlaopt.recipe.model import RecipeFile
 from vlaopt.recipe.reader import KeyPath
 from vlaopt.target import Precision, Target, is_path
 
@@ -23,7 +23,7 @@ _NEEDED_PRECISION: dict[str, Precision] = {
     "mixed": "int8",
 }
 
-_NEEDS_DATA = {"int8": "int8-dynamic", "mixed": "int8-dynamic", "fp16": "bf16"}
+_NEEDS_DATA = {"int8": "int8-dynamic", "mixed": "int8-dynamic", "fp16": "bf16", "fp8": "bf16"}
 """Schemes that look at observations, with one that does not."""
 
 
@@ -43,7 +43,6 @@ def check_keys(recipe: RecipeFile) -> list[Finding]:
         *_prune_without_amount(recipe),
         *_recovery_without_pruning(recipe),
         *_global_channels(recipe),
-        *_scheme_not_written(recipe),
         *_without_calibration(recipe),
         *_unsimplified_quantization(recipe),
         *_success_without_episodes(recipe),
@@ -101,13 +100,6 @@ def _recovery_without_pruning(recipe: RecipeFile) -> Iterator[Finding]:
 def _global_channels(recipe: RecipeFile) -> Iterator[Finding]:
     if recipe.prune.global_ and recipe.prune.method == "channels":
         yield Finding(("prune", "global"), "a global limit is for method l1-unstructured only", "set it to false")
-
-
-def _scheme_not_written(recipe: RecipeFile) -> Iterator[Finding]:
-    scheme = recipe.quantize.scheme
-    if scheme not in BUILT_SCHEMES:
-        hint = f"it writes {', '.join(BUILT_SCHEMES)}"
-        yield Finding(("quantize", "scheme"), f"this version of vlaopt does not write {scheme}", hint)
 
 
 def _without_calibration(recipe: RecipeFile) -> Iterator[Finding]:

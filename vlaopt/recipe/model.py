@@ -19,8 +19,6 @@ SCHEMA = "vlaopt.recipe/1"
 Scheme = Literal[
     "none", "int8", "int8-dynamic", "int8-weights", "int4-weights", "fp16", "bf16", "fp8", "nvfp4", "mixed"
 ]
-BUILT_SCHEMES: tuple[Scheme, ...] = ("none", "int8", "int8-dynamic", "int8-weights", "fp16", "bf16", "mixed")
-"""The schemes that this version of vlaopt writes."""
 
 Limit = Annotated[float, Field(ge=0)]
 Scalar = bool | int | float | str | None
@@ -93,9 +91,11 @@ class Rule(Section):
     """A scheme for what a glob matches; the last rule that matches wins."""
 
     scope: Text = Field(description="Glob over `component.layer` names.")
-    scheme: Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights"] = Field(
-        description="Scheme of what it matches. `fp32`, `fp16` and `bf16` hold for every node, the others for layers "
-        "with weights, whose floats are those of their surroundings; `int8-weights` stores int8, computes in floats."
+    scheme: Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8", "nvfp4"] = (
+        Field(
+            description="Scheme of what it matches. `fp32`, `fp16` and `bf16` hold for every node, the others for "
+            "layers with weights, whose floats are those of their surroundings."
+        )
     )
 
 
@@ -104,9 +104,10 @@ class Quantize(Section):
 
     scheme: Scheme = Field(
         default="none",
-        description="`none` keeps FP32; `int8` and `fp16` look at the calibration set, `fp16` for what would overflow; "
-        "`int8-dynamic` finds ranges while running (CPU); `int8-weights` only stores; `bf16` has the range of FP32; "
-        "`mixed` searches the fastest plan within `accept`.",
+        description="`none` keeps FP32; `int8`, `fp8` and `fp16` look at the calibration set, `fp16` for what would "
+        "overflow; `int8-dynamic` finds ranges while running (CPU); `int8-weights`, `int4-weights` and `nvfp4` store "
+        "weights and compute in floats; `bf16` has the range of FP32; `mixed` searches the "
+        "fastest plan within `accept`.",
     )
     calibrator: Literal["minmax", "moving-average", "entropy", "percentile", "mse"] = Field(
         default="entropy", description="How a range is found from the activations."

@@ -38,7 +38,7 @@ from vlaopt.quantization.plan import (
 )
 from vlaopt.quantization.probe import largest_values
 from vlaopt.quantization.trials import Trials
-from vlaopt.recipe.model import BUILT_SCHEMES, Recipe
+from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.capture import Capture, processed_names
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.processors import Processors
@@ -74,8 +74,6 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     if scheme == "none":
         draft.metrics["quantize"] = {"scheme": "none"}
         return
-    if scheme not in BUILT_SCHEMES:
-        raise InputError(f"scheme {scheme} is not written by this version", where=f"{recipe.path}:quantize.scheme")
     rules = [(rule.scope, rule.scheme) for rule in recipe.quantize.rules]
     made = planned(recipe, source, scheme, rules, progress)
     plan, report = made.plan, dict[str, Any]()
@@ -172,13 +170,13 @@ def _takers(model: ModelProto) -> dict[str, list[str]]:
 
 
 def _needs_data(nodes: Mapping[str, Mapping[str, NodePlan]]) -> bool:
-    return any(node.scheme in ("int8", "fp16") for component in nodes.values() for node in component.values())
+    return any(node.scheme in ("int8", "fp8", "fp16") for component in nodes.values() for node in component.values())
 
 
 def _calibration(recipe: Recipe, source: Artifact) -> Calibration:
     """The calibration set, checked against what the policy takes, and the capture that was made of it."""
     if recipe.calibration is None:
-        raise InputError("int8 and fp16 need a calibration set", where=f"{recipe.path}:calibration")
+        raise InputError("int8, fp8 and fp16 need a calibration set", where=f"{recipe.path}:calibration")
     found, capture = CalibrationSet.open(recipe.locate(recipe.calibration.path)), Capture.of(source)
     found.check(capture.spec.observation_layout())
     again = "run the export again: its capture is what quantize works on"

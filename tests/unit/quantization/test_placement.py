@@ -65,7 +65,9 @@ def test_onnx_runtime_computes_every_planned_layer_in_integers(network: ModelPro
 
 
 def test_each_form_is_refused_as_the_other(network: ModelProto, plan: ComponentPlan) -> None:
-    with pytest.raises(StageError, match="'image in_quantized/QuantizeLinear' is uint8 where int8 is needed"):
+    with pytest.raises(
+        StageError, match="'image in_quantized/QuantizeLinear' is uint8 where int8 or float8e4m3fn is needed"
+    ):
         structural_check(write_qdq(network, plan, placement="onnxruntime"), "tensorrt")
     with pytest.raises(StageError, match="is int8 where uint8 is needed"):
         structural_check(write_qdq(network, plan, placement="tensorrt"), "onnxruntime")

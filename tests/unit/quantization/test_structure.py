@@ -42,7 +42,7 @@ def test_a_zero_point_is_refused(quantized: ModelProto) -> None:
 
 def test_a_quantizer_without_zero_point_is_uint8_and_refused(quantized: ModelProto) -> None:
     del node(quantized, "h_quantized/QuantizeLinear").input[2:]
-    with pytest.raises(StageError, match="is uint8 where int8 is needed"):
+    with pytest.raises(StageError, match="is uint8 where int8 or float8e4m3fn is needed"):
         structural_check(quantized, "tensorrt")
 
 

@@ -259,14 +259,6 @@ def test_nvfp4_on_an_sm_9_0_target_names_the_precisions_it_has(write: Write, sou
     assert caught.value.hint == "hopper has fp32, int8, fp8"
 
 
-def test_a_scheme_the_target_has_and_vlaopt_does_not_write_is_said_plainly(write: Write, sound: str) -> None:
-    path = write(sound)
-    assert problems(path, "quantize.scheme=fp8", target="jetson-thor") == [
-        "--set quantize.scheme: this version of vlaopt does not write fp8"
-    ]
-    assert hints(path, "quantize.scheme=fp8", "target=jetson-thor").startswith("it writes none, int8, ")
-
-
 def test_an_int8_rule_needs_a_calibration_set_too(write: Write, sound: str) -> None:
     path = write(sound.replace("calibration: {path: calibration}\n", ""))
     assert load_recipe(path, ["quantize.scheme=int8-dynamic"]).calibration is None
@@ -319,14 +311,14 @@ class TestTargetDefaults:
     def test_a_fault_in_them_is_told_at_the_targets_line(self, write: Write, sound: str) -> None:
         path = write(sound.replace("cpu-x86", "./mine.yaml"))
         (path.parent / "mine.yaml").write_text(self.TARGET.replace("threads", "treads"))
-        assert problems(path) == ["mine.yaml:10:defaults.engine.treads: unknown key `treads`"]
+        assert problems(path) == ["mine.yaml:9:defaults.engine.treads: unknown key `treads`"]
 
     def test_a_faulty_target_is_told_with_the_recipes_own_problems(self, write: Write, sound: str) -> None:
         path = write(sound.replace("cpu-x86", "./mine.yaml") + "benchh: {}\n")
         (path.parent / "mine.yaml").write_text(self.TARGET.replace("  engine:", "  engin:"))
         assert problems(path) == [
             "recipe.yaml:9:benchh: unknown key `benchh`",
-            "mine.yaml:10:defaults.engin: unknown key `engin`",
+            "mine.yaml:9:defaults.engin: unknown key `engin`",
         ]
 
 
