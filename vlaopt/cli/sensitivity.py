@@ -12,6 +12,7 @@ from vlaopt.cli.recipe import AsJson, Overrides, RecipePath, TargetName
 
 if TYPE_CHECKING:
     from vlaopt.quantization.sensitivity import Sensitivity, Suggestion
+    from vlaopt.quantization.trials import Trials
 
 
 def sensitivity(
@@ -56,12 +57,13 @@ def sensitivity(
     if plot:
         _draw(plot, found, f"{loaded.name} for {loaded.target.name}: int8 part by part")
     if as_json:
-        terminal.give_json(_as_json(found, rules_to_add, trials.backend))
+        terminal.give_json(_as_json(found, rules_to_add, trials))
     else:
-        _show(found, rules_to_add, trials.backend)
+        _show(found, rules_to_add, trials)
 
 
-def _show(found: Sensitivity, rules: list[Suggestion], backend: str) -> None:
+def _show(found: Sensitivity, rules: list[Suggestion], trials: Trials) -> None:
+    times = "" if trials.measured else " (times are estimated by multiply-adds: the target's engine does not run here)"
     table = terminal.table(
         "part",
         "layers",
@@ -73,8 +75,8 @@ def _show(found: Sensitivity, rules: list[Suggestion], backend: str) -> None:
         "error per ms",
         right=("layers", "error", "flips", "jerk", "gain", "smaller by", "error per ms"),
         whole=("part",),
-        title=f"alone in int8 on {backend}, against {found.base_ms:.3f} ms and a mean error of "
-        f"{found.base.executed.mean:.4f} in FP32",
+        title=f"alone in int8 on {trials.backend}, against {found.base_ms:.3f} ms and a mean error of "
+        f"{found.base.executed.mean:.4f} in FP32{times}",
     )
     for cost in found.costs:
         if cost.refused:
@@ -98,9 +100,10 @@ def _show(found: Sensitivity, rules: list[Suggestion], backend: str) -> None:
         terminal.give(f'  - {{scope: "{rule.scope}", scheme: {rule.scheme}}}  # {rule.why}')
 
 
-def _as_json(found: Sensitivity, rules: list[Suggestion], backend: str) -> dict[str, Any]:
+def _as_json(found: Sensitivity, rules: list[Suggestion], trials: Trials) -> dict[str, Any]:
     return {
-        "backend": backend,
+        "backend": trials.backend,
+        "times": "measured" if trials.measured else "estimated by multiply-adds",
         "fp32": {"ms": found.base_ms, "error": found.base.to_json()},
         "parts": [cost.to_json() for cost in found.costs],
         "rules": [vars(rule) for rule in rules],

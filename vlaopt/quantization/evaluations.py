@@ -13,10 +13,10 @@ from vlaopt.benchmark.actions import ActionError
 from vlaopt.errors import StageError
 from vlaopt.hashing import canonical_json, digest_json
 from vlaopt.progress import Task
-from vlaopt.quantization.trials import Choice, Chosen
+from vlaopt.quantization.trials import FP32, Choice, Chosen
 
-FP32, UNIFORM = "fp32", "uniform"
-"""The anchors: nothing quantized, and everything that pays. Each evaluation is measured in turns with them."""
+UNIFORM = "uniform"
+"""With FP32 the anchors: nothing quantized, and everything that pays. Evaluations are measured in turns with them."""
 
 
 class Runs(Protocol):

@@ -11,11 +11,11 @@ from vlaopt import backends
 from vlaopt.errors import StageError
 from vlaopt.graph.scopes import covers_node
 from vlaopt.progress import Progress
-from vlaopt.quantization.evaluations import FP32, UNIFORM, Evaluations
+from vlaopt.quantization.evaluations import UNIFORM, Evaluations
 from vlaopt.quantization.groups import Node
 from vlaopt.quantization.plan import NodePlan, NodeScheme, QuantizationPlan, Rules
 from vlaopt.quantization.search import Found, Gates, Space, choice_of, search, start_of
-from vlaopt.quantization.trials import Trials, with_schemes
+from vlaopt.quantization.trials import FP32, Trials, with_schemes
 from vlaopt.target import Target
 
 FALLBACK = "onnxruntime"
@@ -85,7 +85,8 @@ def mix(
         schemes = {node: scheme for (owner, node), scheme in found.schemes.items() if owner == name}
         reasons = {node: reason for (owner, node), reason in found.reasons.items() if owner == name}
         components[name] = with_schemes(component, schemes, reasons)
-    report = _report(found, evaluations, times) | {"backend": trials.backend}
+    measured = "measured" if trials.measured else "estimated by multiply-adds"
+    report = _report(found, evaluations, times) | {"backend": trials.backend, "times": measured}
     return Mixed(plan.model_copy(update={"scheme": "mixed", "components": components}), report)
 
 

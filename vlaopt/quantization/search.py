@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlaopt.benchmark.actions import ActionError, Limit
-from vlaopt.quantization.evaluations import FP32, UNIFORM, Evaluation, Evaluations
+from vlaopt.quantization.evaluations import UNIFORM, Evaluation, Evaluations
 from vlaopt.quantization.groups import Group, Node, grouped
 from vlaopt.quantization.plan import NodeScheme
+from vlaopt.quantization.trials import FP32
 
 Gates = Callable[[ActionError], Sequence[Limit]]
 """The gates that an action error is held to."""

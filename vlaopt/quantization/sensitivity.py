@@ -9,10 +9,11 @@ from typing import Any
 
 from vlaopt.benchmark.actions import ActionError
 from vlaopt.benchmark.compare import SAME_WITHIN
-from vlaopt.quantization.evaluations import FP32, Evaluation, Evaluations
+from vlaopt.quantization.evaluations import Evaluation, Evaluations
 from vlaopt.quantization.groups import Group, Node, whole
 from vlaopt.quantization.plan import QuantizationPlan
 from vlaopt.quantization.search import Gates
+from vlaopt.quantization.trials import FP32
 
 
 @dataclass(frozen=True)

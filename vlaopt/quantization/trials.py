@@ -11,7 +11,10 @@ from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions, Session
 from vlaopt.benchmark.actions import ActionError, compare_actions
 from vlaopt.errors import EnvironmentProblem, InputError
+from vlaopt.graph.external import decode, structure
+from vlaopt.quantization.estimate import estimated_ms
 from vlaopt.quantization.plan import ComponentPlan, NodeScheme, QuantizationPlan
+from vlaopt.quantization.rounding import rounded
 from vlaopt.quantization.writing import write
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.policy import Policy, assemble
@@ -25,6 +28,8 @@ Choice = Mapping[str, Nodes]
 Chosen = tuple[tuple[str, frozenset[tuple[str, NodeScheme]]], ...]
 """A choice in one form: every component in the policy's order, with its nodes that do not run in FP32."""
 
+FP32 = "fp32"
+"""The label of everything in FP32."""
 ROUNDS, ITERATIONS = 60, 5
 QUIET = 0.25
 """A component's time is what a quarter of its calls stays below: what else the machine does only ever adds time."""
@@ -35,7 +40,9 @@ KEPT = 3
 class Trials:
     """Runs choices on golden data. Results are kept: equal choices are run once.
 
-    `graphs` are the FP32 graphs that the plan was made for. Raises EnvironmentProblem where `backend` cannot run here.
+    `graphs` are the FP32 graphs that the plan was made for. A `backend` that is none of the target's stands in for one
+    that does not run here: it runs that one's form of the graphs, and times are estimated. Raises EnvironmentProblem
+    where `backend` cannot run here.
     """
 
     def __init__(
@@ -49,7 +56,7 @@ class Trials:
         golden: Golden,
         threads: int = 1,
     ) -> None:
-        self.backend = backend
+        self.backend, self.measured = backend, backend in target.backends
         self._library = backends.get(backend)
         if reason := self._library.missing() or self._library.runnable():
             raise EnvironmentProblem(f"{backend} cannot run here: {reason}")
@@ -58,8 +65,10 @@ class Trials:
         self._golden = golden
         self._options = EngineOptions(threads=threads, compute_capabilities=tuple(target.compute_capabilities))
         self._plain: dict[str, Session] = {}
+        self._plain_ms: dict[str, float] = {}
         self._open: dict[str, OrderedDict[frozenset[tuple[str, NodeScheme]], Session]] = {}
         self._errors: dict[Chosen, ActionError] = {}
+        self._placement = self._library.placement if self.measured else backends.placements(target.backends)[0]
 
     def error(self, chosen: Choice) -> ActionError:
         """The action error of a choice against the golden actions.
@@ -81,11 +90,25 @@ class Trials:
     def times_ms(self, choices: Mapping[str, Choice]) -> dict[str, dict[str, float]]:
         """Milliseconds that every component takes of a chunk, in each of the labelled choices, at the quantile QUIET.
 
-        They are measured in turns in this process, inside the whole policy; all are open at once. Raises as `error`.
+        They are measured in turns in this process, inside the whole policy; all are open at once. Where they are not
+        `measured` they are estimates from those of FP32 here. Raises as `error`.
         """
+        if not self.measured:
+            return self._estimated({label: self.normal(chosen) for label, chosen in choices.items()})
         variants = {label: self._sessions(self.normal(chosen)) for label, chosen in choices.items()}
         samples = self._golden.samples
         return component_times(variants, self._assembled, samples, rounds=ROUNDS, iterations=ITERATIONS, quantile=QUIET)
+
+    def _estimated(self, choices: Mapping[str, Chosen]) -> dict[str, dict[str, float]]:
+        if not self._plain_ms:
+            plain = {FP32: self._sessions(self.normal({}))}
+            measured = component_times(plain, self._assembled, self._golden.samples, rounds=ROUNDS, iterations=1)
+            self._plain_ms = measured[FP32]
+        models = {name: structure(decode(graph)) for name, graph in self._graphs.items()}
+        return {
+            label: {name: estimated_ms(models[name], dict(nodes), self._plain_ms[name]) for name, nodes in chosen}
+            for label, chosen in choices.items()
+        }
 
     def size(self, chosen: Choice) -> int:
         """Bytes of the portable graphs of a choice."""
@@ -119,7 +142,7 @@ class Trials:
             return self._plain[name]
         kept = self._open.setdefault(name, OrderedDict())
         if nodes not in kept:
-            kept[nodes] = self._opened(self._graph(name, nodes))
+            kept[nodes] = self._opened(self._as_run(self._graph(name, nodes), name))
         kept.move_to_end(nodes)
         session = kept[nodes]
         while len(kept) > KEPT:
@@ -129,12 +152,15 @@ class Trials:
     def _opened(self, graph: Graph) -> Session:
         return self._library.open(self._library.build(graph, self._options).files, self._options)
 
+    def _as_run(self, graph: Graph, name: str) -> Graph:
+        """A stand-in computes with the rounding of those it stands for."""
+        return graph if self.measured else rounded(graph, name)
+
     def _graph(self, name: str, nodes: frozenset[tuple[str, NodeScheme]]) -> Graph:
         if not nodes:
             return self._graphs[name]
         component = with_schemes(self._plan.components[name], dict(nodes))
-        placement = self._library.placement
-        return write(name, self._graphs[name], component, self._target, self._plan.weights, placement)
+        return write(name, self._graphs[name], component, self._target, self._plan.weights, self._placement)
 
 
 def with_schemes(

@@ -66,6 +66,8 @@ class Layer:
     intensity: float
     obstacle: str | None
     other: str | None = None
+    multiply_adds: float = 0.0
+    """Of one run, as far as shapes are known; 0 for `STORED_OPERATORS`."""
 
     @property
     def activations(self) -> tuple[str, ...]:
@@ -160,7 +162,9 @@ def _layer(
         return None
     if node.op_type in STORED_OPERATORS:
         return Layer(node, weights, None, 0.0, None)
-    return Layer(node, weights, node.input[0], _intensity(node, weights[0], shapes), _obstacle(node, rank))
+    done, moved = _work(node, weights[0], shapes)
+    intensity = done / moved if moved else 0.0
+    return Layer(node, weights, node.input[0], intensity, _obstacle(node, rank), multiply_adds=done)
 
 
 def _product(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer | None:
@@ -169,18 +173,19 @@ def _product(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer | 
         return None
     left, right = node.input
     moved = sum(math.prod(shapes[name]) for name in (left, right, node.output[0]))
-    intensity = math.prod(shapes[node.output[0]]) * shapes[left][-1] / moved
+    done = float(math.prod(shapes[node.output[0]]) * shapes[left][-1])
     obstacle = "it multiplies by a vector" if min(len(shapes[left]), len(shapes[right])) < 2 else None
-    return Layer(node, (), left, intensity, obstacle, other=right)
+    return Layer(node, (), left, done / moved, obstacle, other=right, multiply_adds=done)
 
 
-def _intensity(node: NodeProto, weight: Weight, shapes: Mapping[str, tuple[int, ...]]) -> float:
+def _work(node: NodeProto, weight: Weight, shapes: Mapping[str, tuple[int, ...]]) -> tuple[float, int]:
+    """Multiply-adds, and values read and written; none of them where a shape is unknown."""
     read, written = shapes.get(node.input[0]), shapes.get(node.output[0])
     if not read or not written:
-        return 0.0
+        return 0.0, 0
     kernel = shapes[weight.tensor]
     per_output = math.prod(kernel) / kernel[weight.axis]
-    return per_output * math.prod(written) / (math.prod(read) + math.prod(written))
+    return per_output * math.prod(written), math.prod(read) + math.prod(written)
 
 
 def _obstacle(node: NodeProto, rank: int) -> str | None:

@@ -150,10 +150,11 @@ def _searched(
     recipe: Recipe, source: Artifact, made: Planned, rules: Rules, journal: Path | None, progress: Progress
 ) -> tuple[QuantizationPlan, dict[str, Any]]:
     """The plan that the search finds within the recipe's limits, and its report; it starts from the one made."""
-    dynamic = recipe.target.kind == "cpu"
+    trials = trials_of(recipe, source, made)
+    dynamic = trials.measured and trials.backend == "onnxruntime"  # the one that computes its products in integers
     others = [plan_nodes(made.models, scheme="int8-dynamic", rules=rules)] if dynamic else []
     found = mix(
-        trials_of(recipe, source, made),
+        trials,
         made.plan,
         space_of(made.plan, others, rules),
         lambda error: limits(error, recipe.accept),

@@ -51,10 +51,9 @@ class Reaching:
     golden: Golden
     target: Target
 
-    def trials(self) -> Trials:
-        return Trials(
-            self.artifact, self.graphs, self.plan, self.target, backend="onnxruntime", golden=self.golden, threads=1
-        )
+    def trials(self, target: Target | None = None) -> Trials:
+        wanted = target or self.target
+        return Trials(self.artifact, self.graphs, self.plan, wanted, backend="onnxruntime", golden=self.golden)
 
 
 def make(folder: Path, publish: Callable[..., Artifact]) -> Reaching:

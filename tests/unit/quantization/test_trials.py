@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.quantization.reaching import GUILTY, LAYERS, Reaching
+from tests.unit.quantization.reaching import GUILTY, LAYERS, STATE, WIDTH, Reaching
 from vlaopt import backends
 from vlaopt.errors import EnvironmentProblem, InputError
 from vlaopt.quantization.trials import Trials
+from vlaopt.target import load_target
 
 
 def test_nothing_chosen_is_the_golden_actions(reaching: Reaching) -> None:
@@ -46,6 +47,27 @@ def test_times_are_of_every_component_of_every_choice(reaching: Reaching) -> Non
     times = reaching.trials().times_ms({"fp32": {}, "int8": LAYERS})
     assert {label: set(found) for label, found in times.items()} == {key: {"body", "arm"} for key in ("fp32", "int8")}
     assert all(0 < ms < 1000 for found in times.values() for ms in found.values())
+
+
+def test_times_of_another_machine_are_estimated_by_multiply_adds(reaching: Reaching) -> None:
+    trials = reaching.trials(load_target("jetson-orin"))
+    assert not trials.measured
+    times = trials.times_ms({"fp32": {}, "int8": LAYERS, "part": {"body": [LAYERS["body"][1]]}})
+    assert times["int8"] == {name: pytest.approx(ms / 2) for name, ms in times["fp32"].items()}
+    enter, *middle = STATE * WIDTH, WIDTH * WIDTH, WIDTH * WIDTH
+    share = middle[0] / (enter + sum(middle))
+    assert times["part"]["body"] == pytest.approx(times["fp32"]["body"] * (1 - share / 2))
+    assert times["part"]["arm"] == times["fp32"]["arm"]
+    assert 0 < trials.error(LAYERS).executed.mean < 1, "symmetric int8, as TensorRT takes it"
+
+
+def test_schemes_other_than_the_plans_may_be_chosen(reaching: Reaching) -> None:
+    trials = reaching.trials()
+    dynamic = trials.error({"body": {GUILTY: "int8-dynamic"}}).executed.mean
+    assert 0 < dynamic < trials.error({"body": [GUILTY]}).executed.mean / 3, (
+        "a range found while running is never wrong"
+    )
+    assert trials.error({"body": {GUILTY: "fp32"}}) is trials.error({})
 
 
 def test_a_quantized_choice_is_smaller(reaching: Reaching) -> None:
