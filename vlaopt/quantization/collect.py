@@ -12,6 +12,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TypeVar
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -82,6 +83,27 @@ def collect(
 def showing(graph: Graph, tensors: Sequence[str]) -> OnnxRuntimeSession:
     """A session of the FP32 graph on one thread that also gives `tensors`, but for those that are its own inputs."""
     return _open(_with_outputs(graph, tensors))
+
+
+def channel_means(
+    graph: Graph, feeds: Feeds, axes: Mapping[str, int], progress: Progress
+) -> dict[str, tuple[float, ...]]:
+    """The mean of every channel of the tensors in `axes`, which says along which axis their channels lie.
+
+    One pass over `feeds`, every call of equal weight. Raises as `collect` does.
+    """
+    if not axes:
+        return {}
+    session = _open(_with_outputs(graph, list(axes)))
+    sums: dict[str, Array] = {}
+    calls = 0
+    for _, _, values in _values(session, feeds, list(axes), progress, "averaging channels"):
+        calls += 1
+        for name, value in values.items():
+            channels = np.moveaxis(value, axes[name], 0)
+            means = channels.reshape(len(channels), -1).mean(axis=1, dtype=np.float64)
+            sums[name] = sums[name] + means if name in sums else means
+    return {name: tuple(float(mean) for mean in (total / calls).astype(np.float32)) for name, total in sums.items()}
 
 
 def _find_extremes(

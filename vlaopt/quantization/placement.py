@@ -1,7 +1,7 @@
 """Where QuantizeLinear and DequantizeLinear nodes go: one plan, one placement per kind of backend.
 
 Every placement quantizes the inputs of the plan's int8 layers, both of a product of two activations, and the skips of
-residual blocks (`residuals`). They differ in the rest:
+residual blocks (`residuals`), and corrects biases where the plan has means. They differ in the rest:
 
 `onnxruntime`: asymmetric uint8 activations, int32 biases, outputs quantized where `quantized_outputs` says. Only then
 does ONNX Runtime compute in integers: measured, products with int32 biases ran twice as fast as with float ones, and
@@ -23,7 +23,7 @@ from vlaopt.errors import InputError, StageError
 from vlaopt.graph.check import check
 from vlaopt.graph.external import array
 from vlaopt.graph.naming import tidy
-from vlaopt.graph.topology import constants, tensor_names, unique
+from vlaopt.graph.topology import constants, consumers, tensor_names, unique
 from vlaopt.graph.unused import drop_unused as drop_unused
 from vlaopt.quantization.plan import ComponentPlan, WeightScales
 from vlaopt.quantization.weights import (
@@ -32,6 +32,7 @@ from vlaopt.quantization.weights import (
     Layer,
     Weight,
     layers,
+    mean_error,
     quantize_weight,
     quantized_outputs,
     residuals,
@@ -100,6 +101,8 @@ class _Writer:
         self._dequantized: dict[str, str] = {}
         self._weights: dict[tuple[str, int, bytes], tuple[str, Array]] = {}
         self._layers = _planned(model, plan)
+        self._takers = {name: len(nodes) for name, nodes in consumers(self._graph).items()}
+        self._uncorrected: dict[str, Array] = {}
         # The right one of two activations stands where weights stand, so it is as they are: int8, with as many bits.
         # ONNX Runtime multiplies uint8 by uint8 without saturating, on every CPU.
         self._weightlike = {layer.other for layer in self._layers.values() if layer.other}
@@ -121,6 +124,8 @@ class _Writer:
                     written.input[at] = self._dequantized[name]
             if layer:
                 self._rewire(written, layer)
+            if node.op_type == "Add":
+                self._correct(written)
             self._nodes.append(written)
             for name in node.output:
                 self._quantize(name, wanted)
@@ -139,11 +144,41 @@ class _Writer:
             # This holds for a float bias too, as ONNX Runtime quantizes it while it opens the graph.
             floor = 0.0 if bias is None else np.abs(bias.astype(np.float64)) / (np.float64(scale_x) * _BIAS_LIMIT)
             node.input[1], scale_w = self._weight(layer.weights[0], floor)
-            if bias is not None and self._placement == "onnxruntime":
-                node.input[2] = self._dequantized_bias(node.input[2], bias, scale_x * scale_w)
+            error = self._mean_error(layer, floor)
+            if bias is None:
+                self._uncorrected[node.output[0]] = error
+                return
+            corrected = (bias - error).astype(np.float32)
+            if self._placement == "onnxruntime":
+                node.input[2] = self._dequantized_bias(node.input[2], corrected, scale_x * scale_w)
+            elif error.any():
+                node.input[2] = self._constant(f"{node.input[2]}_corrected", corrected)
         elif scheme == "int8-weights":
             for weight in layer.weights:
                 node.input[weight.position], _ = self._weight(weight, 0.0)
+
+    def _mean_error(self, layer: Layer, floor: Array | float) -> Array:
+        """What quantizing its weights adds to each output of a layer on average; zeros where nothing is corrected."""
+        weight = layer.weights[0]
+        values = array(self._constants[weight.tensor], self._data)
+        if layer.activation not in self._plan.means:
+            return np.zeros(values.shape[weight.axis])
+        axis = weight.axis if self._per_channel else None
+        floor = floor if self._per_channel else float(np.max(floor))
+        codes, scale = quantize_weight(values, axis, floor, limit=self._limit)
+        return mean_error(values, codes, scale, layer, np.asarray(self._plan.means[layer.activation]))
+
+    def _correct(self, node: NodeProto) -> None:
+        """Correct the constant that an Add brings to a product without a bias of its own."""
+        for product, constant in ((0, 1), (1, 0)):
+            error = self._uncorrected.get(node.input[product])
+            tensor = self._constants.get(node.input[constant])
+            if error is None or tensor is None or not error.any():
+                continue
+            values = array(tensor, self._data)
+            if values.size == values.shape[-1] == error.size and self._takers[node.input[product]] == 1:
+                corrected = (values - error.reshape(values.shape)).astype(np.float32)
+                node.input[constant] = self._constant(f"{node.input[constant]}_corrected", corrected)
 
     def _quantize(self, tensor: str, wanted: set[str]) -> None:
         if tensor not in wanted:

@@ -59,6 +59,9 @@ class ComponentPlan(_Frozen):
     graph_digest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the graph that was planned for.")
     nodes: dict[str, NodePlan]
     ranges: dict[str, tuple[float, float]] = {}
+    means: dict[str, tuple[float, ...]] = Field(
+        default={}, description="Mean of every channel of the layers' activations. Empty: biases are not corrected."
+    )
     floats: dict[str, NodePlan] = Field(
         default={},
         description="What every node computes in where nothing is quantized: fp16, bf16 or fp32. Empty: all FP32.",
@@ -164,11 +167,21 @@ def calibrated_tensors(model: ModelProto, nodes: Mapping[str, NodePlan]) -> list
     return [name for name in order if name in tensors]
 
 
+def corrected_tensors(model: ModelProto, nodes: Mapping[str, NodePlan]) -> dict[str, int]:
+    """The activations whose means correct the biases of these nodes, with the axis along which their channels lie."""
+    found: dict[str, int] = {}
+    for name, layer in layers(model).items():
+        if nodes[name].scheme == "int8" and layer.weights and layer.activation:
+            found.setdefault(layer.activation, layer.channel_axis)
+    return found
+
+
 def component_plan(
     graph: Graph,
     nodes: Mapping[str, NodePlan],
     ranges: Mapping[str, Range],
     floats: Mapping[str, NodePlan] = MappingProxyType({}),
+    means: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
 ) -> ComponentPlan:
     """The plan of one component from its parts. `graph` is the one that it was made for."""
     return ComponentPlan(
@@ -176,6 +189,7 @@ def component_plan(
         nodes=dict(nodes),
         ranges={name: (found.low, found.high) for name, found in ranges.items()},
         floats=dict(floats),
+        means=dict(means),
     )
 
 

@@ -121,6 +121,10 @@ class Quantize(Section):
         "`union` or `mean` of the ranges that the calibrator finds for each step by itself.",
     )
     weights: Literal["per-channel", "per-tensor"] = Field(default="per-channel", description="Scales of the weights.")
+    bias_correction: bool = Field(
+        default=True,
+        description="Whether biases take back what rounding to int8 weights adds to the outputs on average.",
+    )
     rules: Many[Rule] = Field(default=(), description="Exceptions by scope; the last rule that matches wins.")
     evaluations: Annotated[int, Field(ge=8, le=10_000)] = Field(
         default=48, description="`mixed`: how many plans the search may run. What a rule covers is not searched."

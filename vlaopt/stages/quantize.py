@@ -21,7 +21,7 @@ from vlaopt.graph.simplify import simplify
 from vlaopt.graph.topology import consumers
 from vlaopt.progress import Progress
 from vlaopt.quantization import calibrators
-from vlaopt.quantization.collect import collect
+from vlaopt.quantization.collect import channel_means, collect
 from vlaopt.quantization.fit import REPORT, CalibrationReport, TensorFit, fits_of
 from vlaopt.quantization.halves import probed_tensors, settled_halves, wanted_halves, with_halves
 from vlaopt.quantization.mixed import backend_for, mix, space_of
@@ -34,6 +34,7 @@ from vlaopt.quantization.plan import (
     Rules,
     calibrated_tensors,
     component_plan,
+    corrected_tensors,
     plan_nodes,
 )
 from vlaopt.quantization.probe import largest_values
@@ -226,7 +227,11 @@ def _components(
             feeds = partial(calibration.feeds, name)
             found = collect(graphs[name], feeds, tensors, calibrator, progress, recipe.quantize.steps)
         ranges = {tensor: of.range for tensor, of in found.items()}
-        plans[name] = component_plan(graphs[name], nodes[name], ranges, floats[name])
+        means = {}
+        if calibration and recipe.quantize.bias_correction:
+            axes = corrected_tensors(model, nodes[name])
+            means = channel_means(graphs[name], partial(calibration.feeds, name), axes, progress)
+        plans[name] = component_plan(graphs[name], nodes[name], ranges, floats[name], means)
         fits[name] = fits_of(found, _takers(models[name]))
     if calibration:
         calibration.observations.check_unchanged()
