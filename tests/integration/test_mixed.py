@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import NO_RECOVERY, ROOT, SmallBuild, settings, vlaopt
+from tests.integration.conftest import CPU, NO_RECOVERY, ROOT, SmallBuild, settings, vlaopt
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.quantization.plan import QuantizationPlan
 
@@ -92,3 +92,19 @@ def test_the_same_recipe_again_searches_nothing(resumed: tuple[Artifact, int, Pa
     again = vlaopt(*ARGUMENTS, store=store)
     assert again.stdout.strip() == str(artifact.path)
     assert not list(store.glob("unfinished/quantize/*"))
+
+
+def test_sensitivity_tells_what_parts_cost_and_gain(small_build: SmallBuild, tmp_path: Path) -> None:
+    options = [str(CPU), *settings(NO_RECOVERY), "--evaluations", "6"]
+    result = vlaopt("sensitivity", *options, "--json", "--plot", tmp_path / "parts.svg", store=small_build.store.root)
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["backend"], told["times"]) == ("onnxruntime", "measured")
+    parts = {part["group"]: part for part in told["parts"]}
+    assert {"vision", "language", "head"} <= set(parts) and len(parts) == 5
+    assert parts["vision"]["gain_bytes"] > 1e6
+    assert parts["language"]["error"] < parts["head"]["error"]
+    assert "head" in (tmp_path / "parts.svg").read_text()
+    table = vlaopt("sensitivity", *options, store=small_build.store.root)
+    assert table.returncode == 0, table.stderr
+    assert "error per ms" in table.stdout and "rules to consider" in table.stdout

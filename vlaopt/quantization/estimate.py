@@ -10,8 +10,8 @@ from vlaopt.quantization.plan import NodeScheme
 from vlaopt.quantization.weights import layers
 
 TIME: Mapping[NodeScheme, float] = {"int8": 0.5, "fp8": 0.5, "fp16": 0.5, "bf16": 0.5, "nvfp4": 0.25}
-"""Time of a multiply-add against FP32; 1 for schemes that only store. Assumed, measured nowhere: it ranks layers by their
-work and says nothing of the speed of a machine."""
+"""Time of a multiply-add against FP32; 1 for schemes that only store. Assumed, measured nowhere: it ranks layers by
+their work and says nothing of the speed of a machine."""
 
 
 def estimated_ms(model: ModelProto, schemes: Mapping[str, NodeScheme], plain_ms: float) -> float:
