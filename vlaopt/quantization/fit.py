@@ -122,7 +122,7 @@ def saturated(histogram: Histogram, covered: Range) -> float:
     nonzero = int(histogram.signed.sum())
     if not nonzero:
         return 0.0
-    return float(histogram.signed[_middles() > _limits(histogram, covered)].sum() / (nonzero + histogram.zeros))
+    return float(histogram.signed[_beyond(histogram, covered)].sum() / (nonzero + histogram.zeros))
 
 
 def outliers(histogram: Histogram) -> float:
@@ -153,7 +153,7 @@ def noise(histogram: Histogram, covered: Range) -> float:
     limits = _limits(histogram, covered)
     step = limits.max() / (LEVELS - 1)
     inside = np.where(middles < step / 2.0, middles**2, step**2 / 12.0)
-    errors = np.where(middles > limits, (middles - limits) ** 2, inside)
+    errors = np.where(_beyond(histogram, covered), (middles - limits) ** 2, inside)
     return float(np.sqrt((histogram.signed * errors).sum() / squares))
 
 
@@ -167,6 +167,14 @@ def _middles() -> Array:
     """Of the bins, in bins, because squares of values may underflow; [BINS]."""
     middles: Array = np.arange(BINS) + 0.5
     return middles
+
+
+def _beyond(histogram: Histogram, covered: Range) -> Array:
+    """Which bins of positive and of negative values lie beyond `covered`, by their middles; bool [2, BINS]."""
+    seen = histogram.extremes
+    cut = np.array([[covered.high < seen.high], [covered.low > seen.low]])
+    beyond: Array = cut & (_middles() > _limits(histogram, covered))
+    return beyond
 
 
 def _limits(histogram: Histogram, covered: Range) -> Array:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.errors import InputError
-from vlaopt.quantization.calibrators import Extremes, Found, Histogram, Range, Step
+from vlaopt.quantization.calibrators import Extremes, Found, Histogram, MinMax, Range, Step
 from vlaopt.quantization.fit import BARS, CalibrationReport, fits_of, noise, outliers, read_report, saturated, typical
 
 VALUES = np.random.default_rng(0).laplace(size=200_000).astype(np.float32)
@@ -26,6 +29,13 @@ def test_saturation_is_that_of_the_values(covered: Range) -> None:
     assert saturated(counted(VALUES), covered) == pytest.approx(
         expected, abs=counted(VALUES).counts.max() / VALUES.size
     )
+
+
+@given(values=hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+def test_nothing_lies_beyond_what_was_seen(values: np.ndarray) -> None:
+    histogram = counted(values)
+    assert saturated(histogram, MinMax().range(histogram)) == 0.0
+    assert 0.0 <= noise(histogram, MinMax().range(histogram)) <= 1.0
 
 
 @pytest.mark.parametrize("limit", [1.0, 3.0, 6.0, 12.0, 1000.0])
