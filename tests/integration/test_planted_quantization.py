@@ -23,6 +23,7 @@ from vlaopt.chain import run_stages
 from vlaopt.cli.app import run
 from vlaopt.errors import GateError, InputError, StageError
 from vlaopt.progress import Silent
+from vlaopt.quantization.case import Case, written_graphs
 from vlaopt.recipe.load import load_recipe
 from vlaopt.recipe.model import Recipe
 from vlaopt.stages import ORDER
@@ -71,7 +72,7 @@ def test_a_shortfall_that_is_allowed_is_in_the_report(folder: Path) -> None:
 
 
 def test_a_backend_that_keeps_to_the_plan_passes_the_audit(folder: Path) -> None:
-    built = until("engine", folder, *INT8)
+    built = until("engine", folder, *INT8, "engine.backend=onnxruntime")
     report = json.loads(built.read("reports/engine.json"))
     planned = {name: counts["int8"] for name, counts in built.manifest.metrics["onnx"]["layers"].items()}
     assert {name: found["kept"] for name, found in report["audit"].items()} == planned
@@ -133,6 +134,28 @@ def test_the_lines_that_diagnose_prints_mend_the_build(folder: Path, outlier: tu
     until("onnx", folder, *outlier, f"quantize.rules={json.dumps(kept + lines['quantize']['rules'])}")
 
 
+@pytest.mark.slow
+def test_an_artifact_is_diagnosed_where_it_was_built_and_nowhere_else(
+    folder: Path, outlier: tuple[str, ...], tmp_path: Path
+) -> None:
+    loose = (*outlier, "accept.action_error.mean=5", "accept.jerk=9", "engine.backend=openvino")
+    built = until("engine", folder, *loose)
+    told = diagnosed(folder, source=built.path)
+    assert (told["backend"], told["held"]) == ("openvino", True)
+    assert told["guilty"][0]["scope"] == "step.step.narrow.1"
+    assert told["audit"]["vision"] == {"planned": 2, "kept": 2, "others": {}}
+    with pytest.raises(InputError, match="the store does not have the FP32 graphs") as raised:
+        written_graphs(built, Store(tmp_path / "elsewhere"))
+    assert "vlaopt diagnose RECIPE" in str(raised.value.hint)
+
+
+def test_what_is_not_quantized_is_not_diagnosed(folder: Path) -> None:
+    with pytest.raises(InputError, match="nothing in it is quantized"):
+        Case.of(until("onnx", folder))
+    with pytest.raises(InputError, match="it is of stage prune, before anything is quantized"):
+        written_graphs(until("prune", folder), Store(folder / "store"))
+
+
 @pytest.mark.parametrize(
     ("rules", "why"),
     [
@@ -169,10 +192,10 @@ def dark(observation: dict[str, Any]) -> dict[str, Any]:
     return {**observation, toy_flow.CAMERA: observation[toy_flow.CAMERA] // 16}
 
 
-def diagnosed(folder: Path, *overrides: str) -> Any:
-    """What `vlaopt diagnose` says of the recipe, as JSON."""
+def diagnosed(folder: Path, *overrides: str, source: Path | None = None) -> Any:
+    """What `vlaopt diagnose` says of the recipe, or of an artifact, as JSON."""
     settings = [argument for override in overrides for argument in ("--set", override)]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as told:
         patch.setenv("VLAOPT_STORE", str(folder / "store"))
-        assert run(["diagnose", str(folder / "recipe.yaml"), *settings, "--json"]) == 0
+        assert run(["diagnose", str(source or folder / "recipe.yaml"), *settings, "--json"]) == 0
     return json.loads(told.getvalue())

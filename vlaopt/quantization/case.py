@@ -60,7 +60,12 @@ class Case:
         return {name: nodes for name, nodes in found.items() if nodes}
 
     def audits(self, backend: str) -> dict[str, Audit]:
-        """What `backend` really runs the portable graphs of quantized components in, held against the plan."""
+        """What `backend` really runs the portable graphs of quantized components in, held against the plan.
+
+        Empty for a backend that the target does not have: the graphs are not made for it.
+        """
+        if backend not in self.target.backends:
+            return {}
         library, options = backends.get(backend), EngineOptions(threads=1)
         found = {}
         for name in self.quantized():
