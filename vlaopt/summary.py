@@ -173,6 +173,10 @@ def _row(form: str, backend: str, size: int, latencies: Mapping[str, float], err
     )
 
 
+def _rounded(artifact: Artifact) -> bool:
+    return bool(artifact.manifest.metrics.get("onnx", {}).get("rounded"))
+
+
 def _measure(recipe: Recipe, forms: Mapping[str, Artifact], engine: Artifact, progress: Progress) -> Turns:
     """One chunk of each form that runs on this machine, measured in turns.
 
@@ -184,7 +188,8 @@ def _measure(recipe: Recipe, forms: Mapping[str, Artifact], engine: Artifact, pr
         return of_sample(open_artifact(artifact, backend="onnxruntime", threads=threads).predict_chunk)
 
     openers: dict[str, Callable[[], Call]] = {EAGER: lambda: of_sample(_eager(recipe, threads).predict_chunk)}
-    openers |= {form: partial(portable, artifact) for form, artifact in forms.items()}
+    # A CPU's time for what it has no fast form of says nothing of the target.
+    openers |= {form: partial(portable, artifact) for form, artifact in forms.items() if not _rounded(artifact)}
     built = engine.manifest.engine
     if built and backends.get(built.backend).runnable() is None:
         openers["engine"] = lambda: of_sample(open_artifact(engine).predict_chunk)
