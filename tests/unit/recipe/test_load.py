@@ -423,12 +423,13 @@ def test_the_shipped_recipes_are_sound() -> None:
     found = find_recipes(REPOSITORY / "recipes")
     targets = {"cpu", "x86-rtx", "x86-gpu", "jetson-orin", "jetson-thor"}
     policies = ("act", "diffusion", "edge-vla", "smolvla")
-    wanted = {(name, to) for name in policies for to in targets} | {("edge-vla", "cpu-mixed"), ("edge-vla", "x86-rtx-fp16")}
+    others = {"cpu-mixed": "cpu-x86", "x86-rtx-fp16": "x86-rtx"}
+    wanted = {(name, to) for name in policies for to in targets} | {("edge-vla", name) for name in others}
     assert {(path.parent.name, path.stem) for path in found} == wanted
     for path in found:
         recipe = load_recipe(path, check_paths=False)
         assert recipe.name == recipe.policy.type == path.parent.name
-        assert recipe.target.name == {"cpu": "cpu-x86", "cpu-mixed": "cpu-x86", "x86-rtx-fp16": "x86-rtx"}.get(path.stem, path.stem)
+        assert recipe.target.name == ({"cpu": "cpu-x86"} | others).get(path.stem, path.stem)
 
 
 def test_the_shipped_recipes_fit_a_screen() -> None:
