@@ -1,7 +1,7 @@
 """vlaopt beside its peers on this machine: every way to run a policy on a CPU, measured in turns.
 
-make peers                                                  the shipped policy: a few minutes
-python scripts/peers.py --policies edge-vla,act,smolvla     all, with LeRobot's policies in full size and random weights
+make peers                                                  all, with LeRobot's policies in full size and random weights
+python scripts/peers.py                                     the shipped policy alone: a few minutes
 python scripts/peers.py --policies act --rows nncf,torch    some rows; vlaopt's is always there
 """
 
@@ -23,6 +23,8 @@ from peer.limit import LIMITS, SIZES
 from peer.rows import ROWS, VLAOPT
 from peer.subjects import POLICIES, ROOT, Subject, prepare
 from peer.worker import Failed, Worker, build, run_once, serve
+
+from vlaopt.hashing import digest_file, digest_json
 
 MINUTES = {"edge-vla": 4, "act": 12, "smolvla": 20}
 """On two slow cores, the first time; what was built is kept."""
@@ -59,9 +61,11 @@ def main() -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT / "scripts"), str(ROOT / "tests/torchvision_operators"), os.environ.get("PYTHONPATH", "")]
     )
-    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    # Without torch.compile's caches: its build time would be that of the first run alone.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     expected = sum(MINUTES[policy] for policy in arguments.policies)
     _tell(f"about {expected} minutes on two slow cores the first time; what is built is kept in {work}")
+    os.environ["VLAOPT_STORE"] = str(work / "store")
     machine = report.machine()
     found = []
     for policy in arguments.policies:
@@ -128,8 +132,9 @@ def measure(subject: Subject, path: Path, rows: Sequence[str], threads: int, rou
 
 
 def _kept(row: str, subject: Subject) -> str:
-    """A folder for what a row builds: another for another export."""
-    return f"{row}-{Path(subject.export).name[:12]}"
+    """A folder for what a row builds: another for another export, another version of a library or another recipe."""
+    code = digest_file(ROOT / "scripts/peer/rows.py")[1]
+    return f"{row}-{digest_json([Path(subject.export).name, code, report.versions()])[:12]}"
 
 
 def _groups(rows: list[Measured], size: int) -> Iterator[list[Measured]]:

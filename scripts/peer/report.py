@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import statistics
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from peer.rows import VLAOPT
 from peer.subjects import ROOT
 from vlaopt.benchmark.environment import read_environment
+from vlaopt.optional import installed_version
 from vlaopt.plots import COLOURS, MARKERS, drawn
 
 README, PLOT = ROOT / "README.md", ROOT / "recipes/peers.svg"
@@ -31,12 +31,6 @@ def median(values: Sequence[float]) -> float:
 def machine() -> dict[str, Any]:
     """The machine, what its CPU can do, versions, and how busy it is before anything is measured."""
     found = read_environment()
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         "cpu": found.cpu_model,
         "cores": found.logical_cores,
@@ -45,16 +39,21 @@ def machine() -> dict[str, Any]:
         "memory_mib": found.memory_mib,
         "virtual": found.virtual,
         "python": found.python,
-        "versions": versions,
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of every library that a row is made of."""
+    return {name: installed_version(name) or "not installed" for name in LIBRARIES}
 
 
 def machine_line(found: dict[str, Any]) -> str:
     """All of that on one line."""
     load = found["load"][0] if found["load"] else math.nan
     flags = ", ".join(found["flags"]) or "none of the flags asked for"
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return f"{found['cpu']}, {found['cores']} cores, {flags}; load at start {load:.2f}; {versions}"
+    libraries = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return f"{found['cpu']}, {found['cores']} cores, {flags}; load at start {load:.2f}; {libraries}"
 
 
 def table(subject: dict[str, Any]) -> str:

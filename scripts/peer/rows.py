@@ -47,8 +47,9 @@ class _Torch(RowSession):
     def __init__(self, subject: Subject, component: str, change: Callable[..., Any], *, autocast: bool = False) -> None:
         import torch
 
-        module = torch.load(Path(subject.modules) / f"{component}.pt", weights_only=False).eval()
-        self.size = sum(p.numel() * p.element_size() for p in [*module.parameters(), *module.buffers()])
+        # Mapped, so that weights which the component refers to and never uses stay on the disk.
+        module = torch.load(Path(subject.modules) / f"{component}.pt", weights_only=False, mmap=True).eval()
+        self.size = 4 * subject.parameters[component]
         listed = subject.spec.components[component]
         self._names, self._outputs = [t.name for t in listed.inputs], [t.name for t in listed.outputs]
         first = next(subject.feeds(component))

@@ -53,7 +53,9 @@ class Subject:
     """What vlaopt built."""
     calibration: str
     modules: str
-    """A folder of the eager components, pickled, so that a row of torch loads no more than it runs."""
+    """A folder of the eager components, pickled, each with all that it refers to."""
+    parameters: dict[str, int]
+    """Of each component, those that it uses."""
     macs: int
     artifact_macs: int
     """Of the artifact's own graphs: fewer where it was pruned."""
@@ -214,7 +216,7 @@ def prepare(policy: str, folder: Path, size: str, overrides: Sequence[str], tell
     folder.mkdir(parents=True, exist_ok=True)
     values = [*BRIEF, *_checkpoint(policy, folder, size, tell), *overrides]
     recipe = load_recipe(ROOT / f"recipes/{policy}/cpu.yaml", overrides=values)
-    made = build(recipe, output=folder / "artifacts", store=Store(folder.parent / "store"))
+    made = build(recipe, output=folder / "artifacts", store=Store.default())
     times = folder / "built.json"
     took = json.loads(times.read_text()) if times.is_file() else {}
     took |= {outcome.artifact.id: outcome.seconds for outcome in made.outcomes if not outcome.cached}
@@ -229,6 +231,7 @@ def prepare(policy: str, folder: Path, size: str, overrides: Sequence[str], tell
         torch.save(module, modules / f"{name}.pt")
     anatomies, _ = examine(eager)
     macs = {part.name: (part.macs, part.macs_per_chunk) for part in anatomies}
+    parameters = {part.name: part.parameters for part in anatomies}
     by_stage = {outcome.stage: outcome.artifact for outcome in made.outcomes}
     pruned = by_stage["prune"].manifest.metrics["prune"]
     whole = sum(chunk for _, chunk in macs.values())
@@ -238,6 +241,7 @@ def prepare(policy: str, folder: Path, size: str, overrides: Sequence[str], tell
         "artifact": str(made.artifact.path),
         "calibration": str(recipe.locate(recipe.calibration.path)) if recipe.calibration else "",
         "modules": str(modules),
+        "parameters": parameters,
         "built_s": round(built_s, 1),
         "trained": policy == "edge-vla",
     }
