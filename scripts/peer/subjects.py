@@ -36,6 +36,8 @@ POLICIES = ("edge-vla", "act", "smolvla")
 # What random weights do to an action says nothing of the limits of a recipe: they are lifted and the error is shown.
 NO_LIMITS = ("accept.action_error.mean=100", "accept.jerk=1e6")
 BRIEF = ("bench.duration_s=1", "bench.back_to_back_s=0.3")
+OF_A_LOOP = 3
+"""Calls of a loop's step per sample that peers are calibrated on, other ones each time: all ten take three times as long."""
 RECORDED = {"act": (16, 8), "smolvla": (8, 4)}
 """Calibration samples and golden samples of the policies that are made here."""
 
@@ -97,11 +99,12 @@ class Subject:
         return sum(self.graph(name).size for name in self.components)
 
     def feeds(self, component: str) -> Iterator[dict[str, Array]]:
-        """What the component got in every call on every calibration sample, one after the other."""
+        """What the component got in its calls on every calibration sample, `OF_A_LOOP` of them spread over a loop."""
         observations, capture = CalibrationSet.open(Path(self.calibration)), Capture.of(self.source)
         for position, row in enumerate(capture.index.rows):
             processed = self.processors.prepare(observations.observation(row))
-            for call in capture.calls(position, component, processed):
+            calls = capture.calls(position, component, processed)
+            for call in calls[position % max(1, len(calls) // OF_A_LOOP) :: max(1, len(calls) // OF_A_LOOP)]:
                 yield dict(call.inputs)
 
     def size(self) -> int:

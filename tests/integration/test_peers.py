@@ -61,6 +61,15 @@ def test_a_process_that_fails_ends_or_hangs_is_told_with_its_reason(peer: Any, t
     assert "Traceback" in log.read_text()
 
 
+def test_a_policy_that_vlaopt_cannot_build_is_told_and_left_out(tmp_path: Path) -> None:
+    command = [SCRIPTS / "peers.py", "--work", tmp_path, "--json", tmp_path / "measured.json", "--set", "prune.amont=1"]
+    arguments = [sys.executable, *map(str, command)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert "edge-vla is left out: " in done.stderr and "unknown key `amont`" in done.stderr
+    assert json.loads((tmp_path / "measured.json").read_text())["subjects"] == []
+
+
 @pytest.mark.slow
 def test_every_row_is_measured_and_a_failing_one_is_told(peer: Any, tmp_path: Path) -> None:
     """With a library that cannot be imported, as on a machine without it."""
