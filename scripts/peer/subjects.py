@@ -37,7 +37,7 @@ POLICIES = ("edge-vla", "act", "smolvla")
 NO_LIMITS = ("accept.action_error.mean=100", "accept.jerk=1e6")
 BRIEF = ("bench.duration_s=1", "bench.back_to_back_s=0.3")
 OF_A_LOOP = 3
-"""Calls of a loop's step per sample that peers are calibrated on, other ones each time: all ten take three times as long."""
+"""Calls of a loop's step per sample that peers are calibrated on, other ones each time: all ten take far longer."""
 RECORDED = {"act": (16, 8), "smolvla": (8, 4)}
 """Calibration samples and golden samples of the policies that are made here."""
 
