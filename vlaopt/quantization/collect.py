@@ -92,18 +92,38 @@ def channel_means(
 
     One pass over `feeds`, every call of equal weight. Raises as `collect` does.
     """
-    if not axes:
-        return {}
-    session = _open(_with_outputs(graph, list(axes)))
     sums: dict[str, Array] = {}
     calls = 0
-    for _, _, values in _values(session, feeds, list(axes), progress, "averaging channels"):
+    for channels in _by_channel(graph, feeds, axes, progress, "averaging channels"):
         calls += 1
-        for name, value in values.items():
-            channels = np.moveaxis(value, axes[name], 0)
-            means = channels.reshape(len(channels), -1).mean(axis=1, dtype=np.float64)
+        for name, values in channels.items():
+            means = values.mean(axis=1, dtype=np.float64)
             sums[name] = sums[name] + means if name in sums else means
     return {name: tuple(float(mean) for mean in (total / calls).astype(np.float32)) for name, total in sums.items()}
+
+
+def channel_maxima(
+    graph: Graph, feeds: Feeds, axes: Mapping[str, int], progress: Progress
+) -> dict[str, tuple[float, ...]]:
+    """The largest |x| of every channel of the tensors in `axes`, as `channel_means`."""
+    found: dict[str, Array] = {}
+    for channels in _by_channel(graph, feeds, axes, progress, "looking for loud channels"):
+        for name, values in channels.items():
+            largest = np.abs(values).max(axis=1)
+            found[name] = np.maximum(found[name], largest) if name in found else largest
+    return {name: tuple(float(most) for most in largest) for name, largest in found.items()}
+
+
+def _by_channel(
+    graph: Graph, feeds: Feeds, axes: Mapping[str, int], progress: Progress, label: str
+) -> Iterator[dict[str, Array]]:
+    """The values of every call, [channels, values]."""
+    if not axes:
+        return
+    session = _open(_with_outputs(graph, list(axes)))
+    for _, _, values in _values(session, feeds, list(axes), progress, label):
+        moved = {name: np.moveaxis(value, axes[name], 0) for name, value in values.items()}
+        yield {name: value.reshape(len(value), -1) for name, value in moved.items()}
 
 
 def _find_extremes(

@@ -62,6 +62,9 @@ class ComponentPlan(_Frozen):
     means: dict[str, tuple[float, ...]] = Field(
         default={}, description="Mean of every channel of the layers' activations. Empty: biases are not corrected."
     )
+    smoothing: dict[str, tuple[float, ...]] = Field(
+        default={}, description="What channels of activations were divided by before ranges were taken, by tensor."
+    )
     floats: dict[str, NodePlan] = Field(
         default={},
         description="What every node computes in where nothing is quantized: fp16, bf16 or fp32. Empty: all FP32.",
@@ -182,6 +185,7 @@ def component_plan(
     ranges: Mapping[str, Range],
     floats: Mapping[str, NodePlan] = MappingProxyType({}),
     means: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
+    smoothing: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
 ) -> ComponentPlan:
     """The plan of one component from its parts. `graph` is the one that it was made for."""
     return ComponentPlan(
@@ -190,6 +194,7 @@ def component_plan(
         ranges={name: (found.low, found.high) for name, found in ranges.items()},
         floats=dict(floats),
         means=dict(means),
+        smoothing=dict(smoothing),
     )
 
 

@@ -125,6 +125,11 @@ class Quantize(Section):
         default=True,
         description="Whether biases take back what rounding to int8 weights adds to the outputs on average.",
     )
+    smooth: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="SmoothQuant's alpha: how much of loud channels goes from activations of int8 products into their "
+        "weights, such as 0.5; null moves nothing.",
+    )
     rules: Many[Rule] = Field(default=(), description="Exceptions by scope; the last rule that matches wins.")
     evaluations: Annotated[int, Field(ge=8, le=10_000)] = Field(
         default=48, description="`mixed`: how many plans the search may run. What a rule covers is not searched."

@@ -16,8 +16,9 @@ from vlaopt.graph.check import load
 from vlaopt.graph.external import encode
 from vlaopt.graph.simplify import simplify
 from vlaopt.progress import Progress
-from vlaopt.quantization.plan import QuantizationPlan
+from vlaopt.quantization.plan import ComponentPlan, QuantizationPlan
 from vlaopt.quantization.rounding import rounded
+from vlaopt.quantization.smoothing import smooth
 from vlaopt.quantization.writing import write
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import Golden
@@ -41,10 +42,10 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     with progress.task("writing graphs", len(order)) as task:
         for name in order:  # one at a time: they may be large
             given = source.graph(component_path(name))
-            plain = _plain(given, name, recipe)
+            component = plan.components.get(name) if plan else None
+            plain = _plain(given, name, recipe, component)
             rewritten = rewritten or plain != given
             final = plain
-            component = plan.components.get(name) if plan else None
             if plan and component and component.changed():
                 final, *others = (write(name, plain, component, recipe.target, plan.weights, kind) for kind in wanted)
                 draft.write_graph(plain_path(name), plain, "plain")
@@ -69,11 +70,13 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     draft.write_json("reports/onnx.json", draft.metrics["onnx"], "report")
 
 
-def _plain(graph: Graph, name: str, recipe: Recipe) -> Graph:
-    """The FP32 graph of a component as it ships."""
+def _plain(graph: Graph, name: str, recipe: Recipe, component: ComponentPlan | None) -> Graph:
+    """The FP32 graph of a component as it ships, its scales where the plan has moved them."""
     model = load(graph, where=component_path(name))
     if recipe.onnx.simplify:
         model = simplify(model, graph.data)
+    if component and component.smoothing:
+        model = smooth(model, component.smoothing)
     return encode(model, name, graph.data)
 
 

@@ -21,7 +21,7 @@ from vlaopt.graph.simplify import simplify
 from vlaopt.graph.topology import consumers
 from vlaopt.progress import Progress
 from vlaopt.quantization import calibrators
-from vlaopt.quantization.collect import channel_means, collect
+from vlaopt.quantization.collect import channel_maxima, channel_means, collect
 from vlaopt.quantization.fit import REPORT, CalibrationReport, TensorFit, fits_of
 from vlaopt.quantization.halves import probed_tensors, settled_halves, wanted_halves, with_halves
 from vlaopt.quantization.mixed import backend_for, mix, space_of
@@ -38,6 +38,7 @@ from vlaopt.quantization.plan import (
     plan_nodes,
 )
 from vlaopt.quantization.probe import largest_values
+from vlaopt.quantization.smoothing import Smoothing, sites, smooth, smoothing
 from vlaopt.quantization.trials import Trials
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.capture import Capture, processed_names
@@ -117,7 +118,9 @@ def planned(recipe: Recipe, source: Artifact, scheme: PlanScheme, rules: Rules, 
     calibration = _calibration(recipe, source) if _needs_data(nodes) or _needs_data(halves) else None
     floats = {name: _settled(graphs[name], name, halves[name], calibration, progress) for name in order}
     nodes = {name: with_halves(nodes[name], floats[name]) for name in order}
-    components, fits = _components(recipe, graphs, models, nodes, floats, calibration, progress)
+    moved = {name: _smoothed(recipe, graphs, name, nodes[name], calibration, progress) for name in order}
+    models = {name: structure(decode(graph)) for name, graph in graphs.items()} if any(moved.values()) else models
+    components, fits = _components(recipe, graphs, models, nodes, floats, moved, calibration, progress)
     plan = QuantizationPlan(
         scheme=scheme,
         weights=recipe.quantize.weights,
@@ -209,12 +212,33 @@ def _settled(
     return settled_halves(model, wanted, largest, graph.data)
 
 
+def _smoothed(
+    recipe: Recipe,
+    graphs: dict[str, Graph],
+    name: str,
+    nodes: Mapping[str, NodePlan],
+    calibration: Calibration | None,
+    progress: Progress,
+) -> Smoothing:
+    """The scales that move into weights of a component; its graph becomes the one in which they have moved."""
+    if recipe.quantize.smooth is None or calibration is None:
+        return {}
+    model = decode(graphs[name])
+    found = sites(model, [node for node, plan in nodes.items() if plan.scheme == "int8"])
+    feeds = partial(calibration.feeds, name)
+    amax = channel_maxima(graphs[name], feeds, dict.fromkeys(found, -1), progress)
+    moved = smoothing(model, found, amax, recipe.quantize.smooth)
+    graphs[name] = encode(smooth(model, moved), name, graphs[name].data)
+    return moved
+
+
 def _components(
     recipe: Recipe,
     graphs: Mapping[str, Graph],
     models: Mapping[str, ModelProto],
     nodes: Mapping[str, Mapping[str, NodePlan]],
     floats: Mapping[str, Mapping[str, NodePlan]],
+    moved: Mapping[str, Smoothing],
     calibration: Calibration | None,
     progress: Progress,
 ) -> tuple[dict[str, ComponentPlan], dict[str, dict[str, TensorFit]]]:
@@ -231,7 +255,7 @@ def _components(
         if calibration and recipe.quantize.bias_correction:
             axes = corrected_tensors(model, nodes[name])
             means = channel_means(graphs[name], partial(calibration.feeds, name), axes, progress)
-        plans[name] = component_plan(graphs[name], nodes[name], ranges, floats[name], means)
+        plans[name] = component_plan(graphs[name], nodes[name], ranges, floats[name], means, moved[name])
         fits[name] = fits_of(found, _takers(models[name]))
     if calibration:
         calibration.observations.check_unchanged()
