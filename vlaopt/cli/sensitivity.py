@@ -46,7 +46,7 @@ def sensitivity(
         made = planned(loaded, source, "int8", [("*", "int8")], progress)
         by_rules = plan_nodes(made.models, scheme="int8", rules=rules)
         with progress.task("measuring parts in int8", evaluations) as task:
-            trials = trials_of(loaded, source, made)
+            trials = trials_of(loaded, source, made)[0]
             found = measure(
                 made.plan,
                 Evaluations(trials, budget=evaluations, task=task),

@@ -126,18 +126,30 @@ def read_journal(path: Path) -> dict[str, Evaluation]:
 
     A line that a killed process left unfinished is passed over: its evaluation is made again.
     """
+    found = {}
+    for line in journal_lines(path):
+        try:
+            key = line.pop("choice")
+            found[key] = Evaluation.from_json(line)
+        except (KeyError, TypeError):
+            continue
+    return found
+
+
+def journal_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a journal; none when there is no file."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
-        return {}
-    found = {}
+        return []
+    found = []
     for line in lines:
         try:
             value = json.loads(line)
-            key = value.pop("choice")
-            found[key] = Evaluation.from_json(value)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except ValueError:
             continue
+        if isinstance(value, dict):
+            found.append(value)
     return found
 
 

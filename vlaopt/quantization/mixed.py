@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,17 @@ from vlaopt import backends
 from vlaopt.errors import StageError
 from vlaopt.graph.scopes import covers_node
 from vlaopt.progress import Progress
-from vlaopt.quantization.evaluations import UNIFORM, Evaluations
+from vlaopt.quantization.evaluations import UNIFORM, Evaluations, append, journal_lines
 from vlaopt.quantization.groups import Node
 from vlaopt.quantization.plan import NodePlan, NodeScheme, QuantizationPlan, Rules
 from vlaopt.quantization.search import Found, Gates, Space, choice_of, search, start_of
-from vlaopt.quantization.trials import FP32, Trials, with_schemes
+from vlaopt.quantization.trials import FP32, Choice, Trials, with_schemes
 from vlaopt.target import Target
 
 FALLBACK = "onnxruntime"
 """Tells the action error where no backend of the target runs."""
+PREFERENCE = 1.05
+"""As in stage `engine`: noise must decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,35 @@ class Mixed:
     report: dict[str, Any]
 
 
-def backend_for(target: Target, wanted: str = "auto") -> str:
-    """The backend that trials for a target run on: the one wanted, or its first that runs here, else ONNX Runtime."""
+def backends_for(target: Target, wanted: str = "auto") -> list[str]:
+    """The backends that trials for a target can run on: the one wanted, or all that run here, else ONNX Runtime."""
     names = target.backends if wanted == "auto" else (wanted,)
     known = [backends.get(name) for name in names if name in backends.names()]
-    return next((each.name for each in known if not (each.missing() or each.runnable())), FALLBACK)
+    return [each.name for each in known if not (each.missing() or each.runnable())] or [FALLBACK]
+
+
+def on_fastest(candidates: Sequence[Trials], uniform: Choice, journal: Path | None, progress: Progress) -> Trials:
+    """The trials on the backend that runs the `uniform` plan fastest, an earlier one PREFERENCE times favoured.
+
+    A search that was killed stays with the backend in its journal. Where all refuse the plan it is the first.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    before = {line.get("backend") for line in journal_lines(journal)} if journal else set()
+    if known := [trials for trials in candidates if trials.backend in before]:
+        return known[0]
+    chosen, least_ms = candidates[0], math.inf
+    for trials in candidates:
+        with progress.task(f"measuring uniform int8 on {trials.backend}"):
+            try:
+                ms = sum(trials.times_ms({UNIFORM: uniform})[UNIFORM].values())
+            except StageError:
+                continue
+        if ms * PREFERENCE < least_ms or least_ms == math.inf:
+            chosen, least_ms = trials, ms
+    if journal:
+        append(journal, {"backend": chosen.backend})
+    return chosen
 
 
 def space_of(plan: QuantizationPlan, others: Sequence[Mapping[str, Mapping[str, NodePlan]]], rules: Rules) -> Space:

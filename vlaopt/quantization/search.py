@@ -24,7 +24,7 @@ Gates = Callable[[ActionError], Sequence[Limit]]
 Schemes = Mapping[Node, NodeScheme]
 """What every node that is not FP32 runs in."""
 
-SAME_WITHIN, NOISE_WITHIN = 0.01, 0.03
+SAME_WITHIN, NOISE_WITHIN = 0.01, 0.02
 """Times of a chunk that differ by less than the first fraction are equal. On a busy machine, where components that are
 alike differ by more, that counts, up to the second fraction."""
 FASTER = 2.0
@@ -101,7 +101,7 @@ class _Search:
         others = max((len(options) - 1 for options in space.options.values()), default=1)
         self._groups = grouped(space.options, max(1, int(SURVEYED * evaluations.budget - 2) // others))
         self._moves: list[Move] = []
-        self._tolerance_ms = 0.0
+        self._tolerance_ms = self._fastest_ms = 0.0
 
     def run(self) -> Found:
         plain = {group.scope: Move(group, "fp32") for group in self._groups}
@@ -215,6 +215,7 @@ class _Search:
         for move in sorted(self._changes(plan), key=lambda move: move.lost_ms):
             if move.lost_ms < -FASTER * self._tolerance_ms:
                 plan = self._try(plan, [move], faster=True)
+        self._fastest_ms = _lost_ms(plan)
         exact = [move for move in self._changes(plan) if move.lost_ms <= self._tolerance_ms and move.error < 0]
         exact.sort(key=lambda move: move.error)
         best = {move.group.scope: move for move in reversed(exact)}
@@ -247,12 +248,11 @@ class _Search:
         other = self._evaluate(moves, f"{'faster' if faster else 'more exact'}: {told}")
         if other is None or other.seen.error is None or plan.seen.error is None or not self._inside(other.seen):
             return plan
-        slower_ms = _lost_ms(other) - _lost_ms(plan)
         if faster:
-            better = slower_ms < -FASTER * self._tolerance_ms
+            better = _lost_ms(other) - _lost_ms(plan) < -FASTER * self._tolerance_ms
         else:
             exacter = other.seen.error.executed.mean < plan.seen.error.executed.mean
-            better = exacter and slower_ms <= self._tolerance_ms
+            better = exacter and _lost_ms(other) - self._fastest_ms <= self._tolerance_ms
         return other if better else plan
 
     def _inside(self, seen: Evaluation) -> bool:

@@ -24,7 +24,7 @@ from vlaopt.quantization import calibrators
 from vlaopt.quantization.collect import channel_maxima, channel_means, collect
 from vlaopt.quantization.fit import REPORT, CalibrationReport, TensorFit, fits_of
 from vlaopt.quantization.halves import probed_tensors, settled_halves, wanted_halves, with_halves
-from vlaopt.quantization.mixed import backend_for, mix, space_of
+from vlaopt.quantization.mixed import backends_for, mix, on_fastest, space_of
 from vlaopt.quantization.plan import (
     ComponentPlan,
     NodePlan,
@@ -38,6 +38,7 @@ from vlaopt.quantization.plan import (
     plan_nodes,
 )
 from vlaopt.quantization.probe import largest_values
+from vlaopt.quantization.search import choice_of, start_of
 from vlaopt.quantization.smoothing import Smoothing, sites, smooth, smoothing
 from vlaopt.quantization.trials import Trials
 from vlaopt.recipe.model import Recipe
@@ -136,25 +137,29 @@ def planned(recipe: Recipe, source: Artifact, scheme: PlanScheme, rules: Rules, 
     return Planned(graphs, models, plan, fit if calibration else None)
 
 
-def trials_of(recipe: Recipe, source: Artifact, made: Planned) -> Trials:
-    """Trials of parts of a plan on the backend that the recipe's target will run."""
+def trials_of(recipe: Recipe, source: Artifact, made: Planned) -> list[Trials]:
+    """Trials of parts of a plan on each backend that the recipe's engine may be of and that runs here."""
     threads = recipe.engine.threads
-    return Trials(
-        source,
-        made.graphs,
-        made.plan,
-        recipe.target,
-        backend=backend_for(recipe.target, recipe.engine.backend),
-        golden=Golden.of(source),
-        threads=threads if isinstance(threads, int) else 1,
-    )
+    return [
+        Trials(
+            source,
+            made.graphs,
+            made.plan,
+            recipe.target,
+            backend=backend,
+            golden=Golden.of(source),
+            threads=threads if isinstance(threads, int) else 1,
+        )
+        for backend in backends_for(recipe.target, recipe.engine.backend)
+    ]
 
 
 def _searched(
     recipe: Recipe, source: Artifact, made: Planned, rules: Rules, journal: Path | None, progress: Progress
 ) -> tuple[QuantizationPlan, dict[str, Any]]:
     """The plan that the search finds within the recipe's limits, and its report; it starts from the one made."""
-    trials = trials_of(recipe, source, made)
+    space = space_of(made.plan, [], rules)
+    trials = on_fastest(trials_of(recipe, source, made), choice_of(start_of(space)), journal, progress)
     dynamic = trials.measured and trials.backend == "onnxruntime"  # the one that computes its products in integers
     others = [plan_nodes(made.models, scheme="int8-dynamic", rules=rules)] if dynamic else []
     found = mix(

@@ -87,7 +87,8 @@ def test_a_part_that_the_backend_refuses_is_found_first() -> None:
     assert (rule.scheme, rule.why) == ("fp32", "the backend refuses it: this backend crashes")
 
 
-def test_the_guilty_layer_of_a_real_policy_costs_most(reaching: Reaching) -> None:
+def test_the_guilty_layer_of_a_real_policy_costs_most(reaching: Reaching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlaopt.quantization.trials.ROUNDS", 5)
     found = measure(reaching.plan, Evaluations(reaching.trials(), budget=16, task=SilentTask()), gates)
     costs = {cost.group.scope: cost for cost in found.costs}
     assert max(found.finest(), key=lambda cost: cost.error).group.scope == f"body.{GUILTY}"
