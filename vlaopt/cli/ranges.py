@@ -32,7 +32,7 @@ def show(report: CalibrationReport) -> None:
     for component, tensor, fit in worst[:ROWS]:
         table.add_row(
             f"{component}: {tensor}",
-            ", ".join(fit.taken_by),
+            _first_of(fit.taken_by),
             _interval(*fit.range),
             _interval(*fit.seen),
             f"{fit.noise:.2%}",
@@ -101,6 +101,11 @@ def _steps(axes: Axes, component: str, tensor: str, fit: TensorFit, *, merged: s
 
 def _largest(pair: tuple[float, float]) -> float:
     return max(-pair[0], pair[1])
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}" if names else ""
 
 
 def _interval(low: float, high: float) -> str:

@@ -27,6 +27,9 @@ LEVELS = 128
 _EMPTY = 1e-4
 """Counts of a bin where only the tail is: MXNet's and ONNX Runtime's smoothing, which keeps the divergence finite."""
 
+_KEPT = 0.99
+"""Share of the values that are not zero which calibration by entropy always covers."""
+
 CalibratorName = Literal["minmax", "moving-average", "entropy", "percentile", "mse"]
 
 Steps = Literal["together", "union", "mean"]
@@ -207,6 +210,9 @@ class Entropy:
 
     For every cut-off from 128 bins up, the distribution with its tail moved into the last bin is compared with the same
     distribution at 128 levels (S. Migacz, "8-bit Inference with TensorRT", GTC 2017).
+
+    Cut-offs that leave out more than 1 % of the values are not looked at: with the tail in the last bin the divergence
+    does not see how far away it is, and is least below everything where no values are near zero, such as of gates.
     """
 
     name: CalibratorName = "entropy"
@@ -215,8 +221,10 @@ class Entropy:
         counts = histogram.counts.astype(np.float64)
         if not counts.any():
             return histogram.range(BINS)
+        kept = int(np.searchsorted(np.cumsum(counts), _KEPT * counts.sum()) + 1)
+        first = max(kept, LEVELS)
         # Cut-offs that lose nothing differ by rounding alone; the first of them is taken.
-        return histogram.range(float(LEVELS + np.argmin(_divergences(counts).round(12))))
+        return histogram.range(float(first + np.argmin(_divergences(counts)[first - LEVELS :].round(12))))
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ STAGES = (
     ),
     Stage(
         "quantize",
-        version=5,
+        version=6,
         values=("quantize", "calibration"),
         paths=("calibration.path",),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),

@@ -143,6 +143,22 @@ def test_mse_is_no_worse_than_torchs_search(law: str) -> None:
     assert error(find(Mse(), [values]).amax / 127) <= 1.01 * error(float(scale))
 
 
+@settings(max_examples=50, deadline=None)
+@given(values=samples)
+def test_entropy_never_cuts_more_than_one_percent(values: np.ndarray) -> None:
+    amax = find(Entropy(), [values]).amax
+    present = np.abs(values[values != 0].astype(np.float64))
+    # A value may lie in the bin in which the range ends.
+    assert np.count_nonzero(present > amax * (1 + 1e-9) + present.max(initial=0.0) / BINS) <= 0.01 * present.size
+
+
+@pytest.mark.parametrize("low,high", [(0.3, 0.9), (0.05, 0.65), (0.99, 1.0)])
+def test_entropy_of_values_far_from_zero_covers_them(low: float, high: float) -> None:
+    """Gates and attention weights: the divergence alone is least where everything is beyond the cut-off."""
+    values = np.random.default_rng(0).uniform(low, high, 5_000).astype(np.float32)
+    assert find(Entropy(), [values]).amax > low + 0.95 * (high - low)
+
+
 @pytest.mark.parametrize("calibrator", [Entropy(), Percentile(99.9)])
 def test_a_long_tail_is_cut_off(calibrator: Calibrator) -> None:
     values = np.append(np.random.default_rng(0).normal(size=50_000), 100.0).astype(np.float32)
