@@ -7,6 +7,7 @@ Every tensor keeps its name in FP32; its other form has the type in its name. Wh
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -118,7 +119,7 @@ class _Writer:
             if name in self._dequantizers:
                 self._dequantize(self._dequantizers[name], kind)
             elif name in self._constants:
-                value = array(self._constants[name], self._data).astype(_DTYPES[kind])
+                value = _finite_stays(array(self._constants[name], self._data), _DTYPES[kind])
                 self._forms[name, kind] = self._constant(f"{name}_{_SUFFIX[kind]}", value)
             else:
                 source = next(
@@ -181,6 +182,15 @@ class _Writer:
     def _add(self, node: NodeProto) -> None:
         node.name = unique(f"{node.output[0]}/{node.op_type}", self._names)
         self._nodes.append(node)
+
+
+def _finite_stays(values: Array, dtype: np.dtype[Any]) -> Array:
+    """`values` in a type, where its largest number stands for finite ones that would round to infinity.
+
+    Masks of FP32's lowest number do in BF16, and softmax over a row of infinities is NaN.
+    """
+    largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    return np.where(np.isfinite(values), np.clip(values, -largest, largest), values).astype(dtype)
 
 
 def rounded_scale(scale: Array, kind: int) -> Array:

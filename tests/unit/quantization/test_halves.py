@@ -185,6 +185,18 @@ def test_an_operator_without_the_type_stays_fp32() -> None:
     assert opset_of(halved(model, "bf16")) == 22
 
 
+def test_a_mask_of_fp32s_lowest_number_stays_finite_in_bf16(run_onnxruntime: Run) -> None:
+    lowest = float(np.finfo(np.float32).min)
+    model = small(("Add", ["x", "mask"]), ("Softmax", ["t0"]), mask=np.full(4, lowest))
+    masked = halved(model, "bf16")
+    assert {node.op_type for node in masked.graph.node} >= {"Add", "Softmax"}
+    feed = {"x": np.zeros(4, np.float32)}
+    assert run_onnxruntime(cpu(masked), feed).tolist() == [0.25] * 4
+    kept = small(("Add", ["x", "mask"]), ("Relu", ["t0"]), mask=np.array([0, 0, 0, -np.inf]))
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in halved(kept, "bf16").graph.initializer}
+    assert np.isneginf(stored["mask_bf16"].astype(np.float32)).tolist() == [False, False, False, True]
+
+
 def test_a_subgraph_finds_what_it_takes_in_fp32(run_onnxruntime: Run) -> None:
     model = small(("Mul", ["x", "two"]), ("Relu", ["t0"]), two=2.0)
     branch = helper.make_graph(
