@@ -29,17 +29,36 @@ from vlaopt.recipe.model import Recipe
 from vlaopt.stages import ORDER
 
 INT8 = ("quantize.scheme=int8", "engine.threads=1", "engine.minimum_speedup=0")
+TIGHT = "accept.action_error.mean=0.05"
+"""A limit that the policy as it is passes in int8."""
+OUTLIER = (*INT8, "policy.checkpoint=outlier")
+LOOSE = (*OUTLIER, "accept.action_error.mean=5", "accept.jerk=9")
+CHANNEL = 5
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A toy checkpoint with its recipe; its type and the backend that ignores int8 are known in this process."""
+    """A toy checkpoint, one with an outlier, and a recipe; what they need is known in this process."""
     made = tmp_path_factory.mktemp("toy")
     toy_flow.make(made)
+    plant_outlier(made / "checkpoint", made / "outlier")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(policies.BUILT_IN, "toy-flow", "tests.toy_flow")
         patch.setitem(backends.BUILT_IN, ignores_int8.BACKEND.name, "tests.ignores_int8")
         yield made
+
+
+def plant_outlier(checkpoint: Path, place: Path) -> None:
+    """A copy of a checkpoint whose step computes the same, one channel between two layers 1000 times as large."""
+    shutil.copytree(checkpoint, place)
+    weights = load_file(place / "model.safetensors")
+    for key, index, factor in (
+        ("step.wide.1.weight", np.s_[CHANNEL], 1000),
+        ("step.wide.1.bias", np.s_[CHANNEL], 1000),
+        ("step.narrow.1.weight", np.s_[:, CHANNEL], 1 / 1000),
+    ):
+        weights[key][index] *= np.float32(factor)
+    save_file(weights, place / "model.safetensors")
 
 
 def until(stage: str, folder: Path, *overrides: str, recipe: Recipe | None = None) -> Artifact:
@@ -54,7 +73,7 @@ def test_a_backend_that_ignores_int8_fails_the_audit_by_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch, names_layers: bool, kind: str
 ) -> None:
     monkeypatch.setattr(ignores_int8.BACKEND, "names_layers", names_layers)
-    recipe = deaf(load_recipe(folder / "recipe.yaml", overrides=INT8))
+    recipe = deaf(load_recipe(folder / "recipe.yaml", overrides=LOOSE))
     expected = (
         rf"ignores-int8 runs 2 of 2 layers of vision in {kind} that were planned in int8: vision.body, vision.stem"
     )
@@ -64,15 +83,18 @@ def test_a_backend_that_ignores_int8_fails_the_audit_by_name(
 
 
 def test_a_shortfall_that_is_allowed_is_in_the_report(folder: Path) -> None:
-    recipe = deaf(load_recipe(folder / "recipe.yaml", overrides=[*INT8, "engine.allow_shortfall=1"]))
-    report = json.loads(until("engine", folder, recipe=recipe).read("reports/engine.json"))
+    recipe = deaf(load_recipe(folder / "recipe.yaml", overrides=[*LOOSE, "engine.allow_shortfall=1"]))
+    built = until("engine", folder, recipe=recipe)
+    report = json.loads(built.read("reports/engine.json"))
     others = {"body/Conv": "fp32", "stem/Conv": "fp32"}
     assert report["audit"]["vision"] == {"planned": 2, "kept": 0, "others": others}
     assert report["layers"]["vision"] == others
+    line = "0 of 2 layers planned in low precision run in it; not body/Conv in fp32, stem/Conv in fp32"
+    assert line in told("inspect", str(built.path))
 
 
 def test_a_backend_that_keeps_to_the_plan_passes_the_audit(folder: Path) -> None:
-    built = until("engine", folder, *INT8, "engine.backend=onnxruntime")
+    built = until("engine", folder, *LOOSE, "engine.backend=onnxruntime")
     report = json.loads(built.read("reports/engine.json"))
     planned = {name: counts["int8"] for name, counts in built.manifest.metrics["onnx"]["layers"].items()}
     assert {name: found["kept"] for name, found in report["audit"].items()} == planned
@@ -86,64 +108,39 @@ def deaf(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"target": target})
 
 
-SOUND = (*INT8, "accept.action_error.mean=0.05")
-"""The policy as it is passes these limits in int8."""
-CHANNEL = 5
-
-
-@pytest.fixture(scope="module")
-def outlier(folder: Path) -> tuple[str, ...]:
-    """Overrides for a checkpoint whose step computes the same, one channel between two layers 1000 times as large."""
-    place = folder / "outlier"
-    shutil.copytree(folder / "checkpoint", place)
-    weights = load_file(place / "model.safetensors")
-    for key, index, factor in (
-        ("step.wide.1.weight", np.s_[CHANNEL], 1000),
-        ("step.wide.1.bias", np.s_[CHANNEL], 1000),
-        ("step.narrow.1.weight", np.s_[:, CHANNEL], 1 / 1000),
-    ):
-        weights[key][index] *= np.float32(factor)
-    save_file(weights, place / "model.safetensors")
-    return (*SOUND, f"policy.checkpoint={place}")
-
-
+@pytest.mark.slow
 def test_the_policy_without_a_fault_passes(folder: Path) -> None:
-    until("onnx", folder, *SOUND)
+    until("onnx", folder, *INT8, TIGHT)
 
 
-def test_an_outlier_channel_misses_the_gate_and_is_diagnosed_by_layer_and_channel(
-    folder: Path, outlier: tuple[str, ...]
-) -> None:
+def test_an_outlier_channel_misses_the_gate_and_is_diagnosed_by_layer_and_channel(folder: Path) -> None:
     with pytest.raises(GateError, match="the result of onnx is beyond its limits: mean action error") as raised:
-        until("onnx", folder, *outlier)
+        until("onnx", folder, *OUTLIER, TIGHT)
     assert "vlaopt diagnose RECIPE" in str(raised.value.hint)
-    told = diagnosed(folder, *outlier)
-    scopes = {part["scope"]: part for part in told["guilty"][:2]}
+    found = diagnosed(folder, *OUTLIER, TIGHT)
+    scopes = {part["scope"]: part for part in found["guilty"][:2]}
     assert scopes.keys() == {"step.step.wide.1", "step.step.narrow.1"}
     for part in scopes.values():
         assert part["causes"][0]["kind"] == "outlier channel"
         assert part["causes"][0]["told"].startswith(f"channel {CHANNEL} of step/Relu_2 reaches")
-    mend = told["mends"][-1]
-    assert mend["held"] and not told["held"]
+    mend = found["mends"][-1]
+    assert mend["held"] and not found["held"]
     assert '{scope: "step.step.narrow.1", scheme: fp32}' in mend["lines"]
 
 
-def test_the_lines_that_diagnose_prints_mend_the_build(folder: Path, outlier: tuple[str, ...]) -> None:
-    lines = yaml.safe_load(diagnosed(folder, *outlier)["mends"][-1]["lines"])
+def test_the_lines_that_diagnose_prints_mend_the_build(folder: Path) -> None:
+    lines = yaml.safe_load(diagnosed(folder, *OUTLIER, TIGHT)["mends"][-1]["lines"])
     kept = [{"scope": "*", "scheme": "int8"}]
-    until("onnx", folder, *outlier, f"quantize.rules={json.dumps(kept + lines['quantize']['rules'])}")
+    until("onnx", folder, *OUTLIER, TIGHT, f"quantize.rules={json.dumps(kept + lines['quantize']['rules'])}")
 
 
 @pytest.mark.slow
-def test_an_artifact_is_diagnosed_where_it_was_built_and_nowhere_else(
-    folder: Path, outlier: tuple[str, ...], tmp_path: Path
-) -> None:
-    loose = (*outlier, "accept.action_error.mean=5", "accept.jerk=9", "engine.backend=openvino")
-    built = until("engine", folder, *loose)
-    told = diagnosed(folder, source=built.path)
-    assert (told["backend"], told["held"]) == ("openvino", True)
-    assert told["guilty"][0]["scope"] == "step.step.narrow.1"
-    assert told["audit"]["vision"] == {"planned": 2, "kept": 2, "others": {}}
+def test_an_artifact_is_diagnosed_where_it_was_built_and_nowhere_else(folder: Path, tmp_path: Path) -> None:
+    built = until("engine", folder, *LOOSE, "engine.backend=openvino")
+    found = diagnosed(folder, source=built.path)
+    assert (found["backend"], found["held"]) == ("openvino", True)
+    assert found["guilty"][0]["scope"] == "step.step.narrow.1"
+    assert found["audit"]["vision"] == {"planned": 2, "kept": 2, "others": {}}
     with pytest.raises(InputError, match="the store does not have the FP32 graphs") as raised:
         written_graphs(built, Store(tmp_path / "elsewhere"))
     assert "vlaopt diagnose RECIPE" in str(raised.value.hint)
@@ -151,9 +148,9 @@ def test_an_artifact_is_diagnosed_where_it_was_built_and_nowhere_else(
 
 def test_what_is_not_quantized_is_not_diagnosed(folder: Path) -> None:
     with pytest.raises(InputError, match="nothing in it is quantized"):
-        Case.of(until("onnx", folder))
+        Case.of(until("onnx", folder, "policy.checkpoint=outlier"))
     with pytest.raises(InputError, match="it is of stage prune, before anything is quantized"):
-        written_graphs(until("prune", folder), Store(folder / "store"))
+        written_graphs(until("prune", folder, "policy.checkpoint=outlier"), Store(folder / "store"))
 
 
 @pytest.mark.parametrize(
@@ -167,24 +164,24 @@ def test_a_plan_that_quantizes_nothing_is_refused_with_the_reasons(folder: Path,
     with pytest.raises(
         InputError, match=rf"scheme int8 changes nothing, all \d+ layers stay in FP32 \({why}"
     ) as raised:
-        until("quantize", folder, *INT8, f"quantize.rules={rules}")
+        until("quantize", folder, *OUTLIER, f"quantize.rules={rules}")
     assert str(raised.value.where).endswith("recipe.yaml:quantize")
 
 
 @pytest.mark.slow
 def test_a_calibration_set_of_the_wrong_camera_is_diagnosed_as_other_data(folder: Path) -> None:
     toy_flow.write_set(folder / "dark", [dark(toy_flow.observation(index)) for index in range(12)])
-    overrides = (*SOUND, "calibration.path=dark", "verify.observations=set", "verify.samples=8")
+    overrides = (*INT8, TIGHT, "calibration.path=dark", "verify.observations=set", "verify.samples=8")
     with pytest.raises(GateError, match="held_out: mean action error") as raised:
         until("verify", folder, *overrides)
     assert "vlaopt diagnose RECIPE" in str(raised.value.hint)
-    told = diagnosed(folder, *overrides)
-    assert told["observed_on"] == "held-out"
-    assert told["guilty"][0]["scope"] == "vision.stem"
-    assert told["guilty"][0]["causes"][0]["kind"] == "other data"
-    assert "of image lie beyond the range that was calibrated" in told["guilty"][0]["causes"][0]["told"]
-    assert told["mends"][0]["lines"].startswith("calibration:")
-    assert told["mends"][0]["held"]
+    found = diagnosed(folder, *overrides)
+    assert found["observed_on"] == "held-out"
+    assert found["guilty"][0]["scope"] == "vision.stem"
+    assert found["guilty"][0]["causes"][0]["kind"] == "other data"
+    assert "of image lie beyond the range that was calibrated" in found["guilty"][0]["causes"][0]["told"]
+    assert found["mends"][0]["lines"].startswith("calibration:")
+    assert found["mends"][0]["held"]
 
 
 def dark(observation: dict[str, Any]) -> dict[str, Any]:
@@ -192,10 +189,16 @@ def dark(observation: dict[str, Any]) -> dict[str, Any]:
     return {**observation, toy_flow.CAMERA: observation[toy_flow.CAMERA] // 16}
 
 
+def told(*arguments: str) -> str:
+    """What a command prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert run(list(arguments)) == 0
+    return out.getvalue()
+
+
 def diagnosed(folder: Path, *overrides: str, source: Path | None = None) -> Any:
     """What `vlaopt diagnose` says of the recipe, or of an artifact, as JSON."""
     settings = [argument for override in overrides for argument in ("--set", override)]
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as told:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLAOPT_STORE", str(folder / "store"))
-        assert run(["diagnose", str(source or folder / "recipe.yaml"), *settings, "--json"]) == 0
-    return json.loads(told.getvalue())
+        return json.loads(told("diagnose", str(source or folder / "recipe.yaml"), *settings, "--json"))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from vlaopt.artifact.graph import Graph
 from vlaopt.graph.scopes import covers_node, node_path
 from vlaopt.graph.topology import node_name
-from vlaopt.quantization.diagnosis import FAN_OUT, Guilty, rules, split
+from vlaopt.progress import SilentTask
+from vlaopt.quantization.diagnosis import FAN_OUT, NAMED, Guilty, _locate, rules, split
 from vlaopt.quantization.evidence import Seen, causes
 
 PATHS = st.lists(st.sampled_from(["a", "b", "blocks", "0", "1"]), min_size=0, max_size=4)
@@ -49,6 +54,42 @@ def test_rules_cover_every_guilty_node_and_no_other(component, nodes, data):
     known = [(name, node) for name, nodes in every.items() for node in nodes]
     covered = [place for place in known if any(covers_node(glob, *place) for glob in found)]
     assert covered == [(component, node) for node in nodes if node in chosen]
+
+
+@dataclass
+class Additive:
+    """Trials of a policy in which every node loses something of its own."""
+
+    losses: Mapping[str, float]
+    asked: int = 0
+
+    def error(self, chosen: Mapping[str, Sequence[str]]) -> Any:
+        self.asked += 1
+        mean = sum(self.losses[node] for nodes in chosen.values() for node in nodes)
+        return SimpleNamespace(executed=SimpleNamespace(mean=mean))
+
+
+@given(nodes=NODES, data=st.data())
+def test_the_guiltiest_nodes_are_found_in_order(nodes, data):
+    losses = {node: data.draw(st.sampled_from([0.0, 1.0, 2.0, 50.0, 1000.0])) for node in nodes}
+    trials = Additive(losses)
+    found, count = _locate(trials, {"a": tuple(nodes)}, sum(losses.values()), 10_000, SilentTask())
+    named = [(alone, *part) for alone, _, part in found]
+    assert named == [(losses[node], node) for _, node in named], "a part that is not one node was named"
+    least = 0.05 * sum(losses.values())
+    expected = sorted((loss for loss in losses.values() if loss > least), reverse=True)[:NAMED]
+    assert [alone for alone, _ in named][: len(expected)] == expected
+    assert count == trials.asked
+
+
+@given(evaluations=st.integers(4, 40))
+def test_no_more_trials_are_made_than_allowed_and_what_is_not_told_apart_is_named_together(evaluations):
+    losses = {f"blocks.{block}.{name}/Gemm": 1.0 + block for block in range(8) for name in ("wide", "narrow")}
+    found, count = _locate(Additive(losses), {"a": tuple(losses)}, sum(losses.values()), evaluations, SilentTask())
+    assert count <= evaluations
+    assert found and all(alone == sum(losses[node] for node in nodes) for alone, _, nodes in found)
+    together = any(len(nodes) > 1 for _, _, nodes in found)
+    assert together if evaluations <= 11 else not together if evaluations >= 23 else True
 
 
 def seen(value: np.ndarray, planned: tuple[float, float]) -> Seen:
