@@ -12,7 +12,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from vlaopt.errors import StageError
 from vlaopt.graph.external import array
 from vlaopt.graph.topology import constants, tensor_names, unique
-from vlaopt.quantization.placement import checked, drop_unused
+from vlaopt.graph.unused import drop_unused
+from vlaopt.quantization.placement import checked
 from vlaopt.quantization.plan import ComponentPlan, WeightScales
 from vlaopt.quantization.weights import WEIGHT_LIMIT, Layer, attribute, layers, quantize_weight
 from vlaopt.tensors import Array

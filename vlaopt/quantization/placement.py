@@ -6,7 +6,8 @@ residual blocks (`residuals`), and corrects biases where the plan has means. The
 `onnxruntime`: asymmetric uint8 activations, int32 biases, outputs quantized where `quantized_outputs` says. Only then
 does ONNX Runtime compute in integers: measured, products with int32 biases ran twice as fast as with float ones, and
 convolutions in front of HardSwish 2 to 4 times as fast as with float outputs.
-`openvino`: uint8 for activations that are never negative, symmetric int8 for the others, float biases and outputs.
+`openvino`: uint8 for activations that are never negative, and asymmetric for those straight out of a MatMul; symmetric
+int8 for the others, float biases and outputs.
 `tensorrt`: symmetric int8 activations, float biases and outputs.
 """
 
@@ -24,7 +25,7 @@ from vlaopt.graph.check import check
 from vlaopt.graph.external import array
 from vlaopt.graph.naming import tidy
 from vlaopt.graph.topology import constants, consumers, tensor_names, unique
-from vlaopt.graph.unused import drop_unused as drop_unused
+from vlaopt.graph.unused import drop_unused
 from vlaopt.quantization.plan import ComponentPlan, WeightScales
 from vlaopt.quantization.weights import (
     SMALLEST_SCALE,
@@ -101,6 +102,8 @@ class _Writer:
         self._dequantized: dict[str, str] = {}
         self._weights: dict[tuple[str, int, bytes], tuple[str, Array]] = {}
         self._layers = _planned(model, plan)
+        # OpenVINO 2026.4 has crashed while it compiled symmetric int8 behind a MatMul.
+        self._multiplied = {node.output[0] for node in self._graph.node if node.op_type == "MatMul"}
         self._takers = {name: len(nodes) for name, nodes in consumers(self._graph).items()}
         self._uncorrected: dict[str, Array] = {}
         # The right one of two activations stands where weights stand, so it is as they are: int8, with as many bits.
@@ -239,7 +242,8 @@ class _Writer:
             return activation_parameters(low, high, "uint8")
         if tensor in self._weightlike:
             return activation_parameters(low, high, "int8", limit=self._limit)
-        return activation_parameters(low, high, "uint8" if self._placement == "openvino" and low >= 0 else "int8")
+        unsigned = self._placement == "openvino" and (low >= 0 or tensor in self._multiplied)
+        return activation_parameters(low, high, "uint8" if unsigned else "int8")
 
     def _range(self, tensor: str) -> tuple[float, float]:
         if tensor not in self._plan.ranges:

@@ -40,8 +40,8 @@ def structural_check(model: ModelProto, placement: Placement) -> None:
     All: scales are constant, finite and positive; a quantizer is followed by dequantizers alone, and a dequantizer is
     used; scales per channel belong to weights and lie along the axis of the node that takes them; weights are int8;
     int8 has zero point 0; of a product of two activations both are quantized or neither. `tensorrt`: int8 alone, float
-    biases, no integer operators. `openvino`: float biases, no quantized output of a MatMul, with which it crashes.
-    `onnxruntime`: uint8 activations.
+    biases, no integer operators. `openvino`: float biases, no symmetric int8 straight behind a MatMul, with which it
+    has crashed. `onnxruntime`: uint8 activations.
     """
     check = _Check(model.graph, placement)
     for node in model.graph.node:
@@ -136,9 +136,15 @@ class _Check:
         if kind not in (*wanted, TensorProto.UNDEFINED):
             found, *needed = (TensorProto.DataType.Name(entry).lower() for entry in (kind, *sorted(wanted)))
             raise _broken(node, f"is {found} where {' or '.join(needed)} is needed")
-        quantized = self._operator(node.input[0]) if node.op_type == "QuantizeLinear" else ""
-        if self._placement == "openvino" and quantized == "MatMul":
-            raise _broken(node, "quantizes the output of a MatMul", "OpenVINO crashes when it compiles that")
+        if self._placement == "openvino" and node.op_type == "QuantizeLinear" and kind == TensorProto.INT8:
+            self._check_product(node)
+
+    def _check_product(self, node: NodeProto) -> None:
+        """Symmetric int8 straight behind a MatMul is for the right operand of the next one alone."""
+        results = [entry.output[0] for entry in self._takers.get(node.output[0], [])]
+        left = [taker for name in results for taker in self._takers.get(name, []) if taker.input[0] == name]
+        if left and self._operator(node.input[0]) == "MatMul":
+            raise _broken(node, "is int8 behind a MatMul", "OpenVINO crashes when it compiles that; uint8 is safe")
 
     def _check_takers(self, node: NodeProto) -> None:
         takers = self._takers.get(node.output[0], [])

@@ -223,12 +223,38 @@ def test_half_a_quantized_product_is_refused(network: ModelProto, plan: Componen
         structural_check(model, placement)
 
 
-def test_the_quantized_output_of_a_product_is_refused_for_openvino(network: ModelProto, plan: ComponentPlan) -> None:
+def test_symmetric_int8_straight_behind_a_product_is_refused_for_openvino(
+    network: ModelProto, plan: ComponentPlan
+) -> None:
     model = write_qdq(network, plan, placement="openvino")
     quantizer = next(node for node in model.graph.node if node.name == "query.t_quantized/QuantizeLinear")
     quantizer.input[0] = "query"
-    with pytest.raises(StageError, match=r"'query\.t_quantized/QuantizeLinear' quantizes the output of a MatMul"):
+    with pytest.raises(StageError, match=r"'query\.t_quantized/QuantizeLinear' is int8 behind a MatMul"):
         structural_check(model, "openvino")
+
+
+def test_products_in_a_row_are_placed_for_openvino_in_a_form_that_it_compiles(run_openvino: Any) -> None:
+    values = {name: np.eye(8, dtype=np.float32) for name in ("v", "w")}
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "v"], ["p"], name="first/MatMul"),
+            helper.make_node("MatMul", ["p", "w"], ["y"], name="second/MatMul"),
+        ],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (4, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (4, 8))],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    nodes = plan_nodes({COMPONENT: model}, scheme="int8", rules=[(COMPONENT, "int8")])[COMPONENT]
+    plan = component_plan(Graph(model.SerializeToString()), nodes, {})
+    quantized = write_qdq(
+        model, plan.model_copy(update={"ranges": {"x": (-1.0, 1.0), "p": (-1.0, 1.0)}}), placement="openvino"
+    )
+    structural_check(quantized, "openvino")
+    assert quantizers(quantized) == {"x": TensorProto.INT8, "p": TensorProto.UINT8}
+    x = np.linspace(-1, 1, 32, dtype=np.float32).reshape(4, 8)
+    np.testing.assert_allclose(run_openvino(quantized, {"x": x}), x, atol=0.02)
 
 
 def test_nvidias_builder_takes_residual_blocks_and_attention(network: ModelProto, plan: ComponentPlan) -> None:
