@@ -9,7 +9,7 @@ from onnx import ModelProto
 from vlaopt.quantization.plan import NodeScheme
 from vlaopt.quantization.weights import layers
 
-TIME: Mapping[NodeScheme, float] = {"int8": 0.5, "fp8": 0.5, "fp16": 0.5, "bf16": 0.5, "nvfp4": 0.25}
+TIME: Mapping[NodeScheme, float] = {"int8": 0.5, "fp8": 0.5, "fp16": 0.5, "bf16": 0.5}
 """Time of a multiply-add against FP32; 1 for schemes that only store. Assumed, measured nowhere: it ranks layers by
 their work and says nothing of the speed of a machine."""
 

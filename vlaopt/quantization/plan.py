@@ -149,8 +149,12 @@ def plan_nodes(
     Raises InputError for a rule that covers no node that can do what it says.
     """
     found = {component: layers(model) for component, model in models.items()}
+    said = {scheme, *(wanted for _, wanted in rules)}
     for glob, wanted in rules:
-        _must_apply(glob, wanted, found)
+        # Where something is half, rules for floats hold for every node, as of `vision.*/Softmax`.
+        of_any = wanted in ("fp16", "bf16") or (wanted == "fp32" and said & {"fp16", "bf16"})
+        if not of_any or not _covers_any(glob, models):
+            _must_apply(glob, wanted, found)
     return {
         component: {name: _node_plan(component, layer, scheme, rules) for name, layer in of_component.items()}
         for component, of_component in found.items()
@@ -245,6 +249,10 @@ def _possible(layer: Layer, wanted: NodeScheme) -> tuple[NodeScheme, str]:
     if wanted == "int8-dynamic" and layer.node.op_type == "Conv":
         return "fp32", "only matrix products have a dynamic form that backends fuse"
     return wanted, ""
+
+
+def _covers_any(glob: str, models: Mapping[str, ModelProto]) -> bool:
+    return any(covers_node(glob, component, node.name) for component in models for node in models[component].graph.node)
 
 
 def _must_apply(glob: str, wanted: NodeScheme, found: Mapping[str, Mapping[str, Layer]]) -> None:

@@ -29,7 +29,7 @@ from vlaopt.quantization.halves import (
     wanted_halves,
     with_halves,
 )
-from vlaopt.quantization.plan import ComponentPlan, NodePlan, NodeScheme, component_plan
+from vlaopt.quantization.plan import ComponentPlan, NodePlan, NodeScheme, component_plan, plan_nodes
 from vlaopt.quantization.probe import largest_values
 from vlaopt.quantization.rounding import rounded
 from vlaopt.quantization.writing import write
@@ -169,6 +169,16 @@ def test_a_rule_that_names_the_operator_makes_it_half_and_the_last_float_rule_de
     with_slash = small(("Softmax", ["x"]), ("Relu", ["t0"]))
     with_slash.graph.node[0].name = "attention/Softmax"
     assert settled(with_slash, "fp16", rules=[("*/Softmax", "fp16")])["attention/Softmax"].scheme == "fp16"
+
+
+def test_rules_for_floats_may_cover_nodes_without_weights_where_something_is_half(network: ModelProto) -> None:
+    models = {COMPONENT: network}
+    names: tuple[NodeScheme, ...] = ("fp16", "bf16", "fp32")
+    for said in names:
+        assert plan_nodes(models, scheme="fp16", rules=[("vision.*/ReduceMean", said)])
+    for scheme, rules in (("int8", [("vision.*/Relu", "fp32")]), ("fp16", [("vision.*/Mystery", "fp32")])):
+        with pytest.raises(InputError, match="matches no layer with weights"):
+            plan_nodes(models, scheme=scheme, rules=rules)
 
 
 def test_a_layer_that_a_rule_would_quantize_in_vain_is_half() -> None:
