@@ -123,6 +123,8 @@ def test_an_outlier_channel_misses_the_gate_and_is_diagnosed_by_layer_and_channe
     for part in scopes.values():
         assert part["causes"][0]["kind"] == "outlier channel"
         assert part["causes"][0]["told"].startswith(f"channel {CHANNEL} of step/Relu_2 reaches")
+    smoothed = next(mend for mend in found["mends"] if mend["lines"] == "quantize:\n  smooth: 0.5")
+    assert smoothed["held"]
     mend = found["mends"][-1]
     assert mend["held"] and not found["held"]
     assert '{scope: "step.step.narrow.1", scheme: fp32}' in mend["lines"]

@@ -12,11 +12,15 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from vlaopt.benchmark.actions import ActionError
+from vlaopt.graph.external import decode, encode
 from vlaopt.graph.scopes import covers_node, node_path
 from vlaopt.progress import Progress, Task
 from vlaopt.quantization.case import Case
 from vlaopt.quantization.evidence import Cause, Observed, causes, observe
+from vlaopt.quantization.smoothing import sites, smooth, smoothing
 from vlaopt.quantization.trials import Trials
 from vlaopt.runtime.golden import Golden
 
@@ -28,6 +32,9 @@ SHARE = 0.05
 """A part that alone gives less than this share of the whole loss is not looked into."""
 FAN_OUT = 8
 """Parts that one is cut into at most."""
+
+ALPHA = 0.5
+"""How far loud channels are moved into weights in a trial: the SmoothQuant paper's own choice."""
 
 Held = Callable[[ActionError], bool]
 """Whether an action error is within the limits of a recipe."""
@@ -246,9 +253,37 @@ def _mends(
         error = case.trials(golden, backend, wider).error(every)
         if error.executed.mean < trials.error(every).executed.mean:
             found.append(_recalibrated("other data" in kinds, error, held(error)))
+    if "outlier channel" in kinds and not any(component.smoothing for component in case.plan.components.values()):
+        error = _smoothed(case, seen).trials(golden, backend).error(every)
+        if error.executed.mean < trials.error(every).executed.mean:
+            why = "move loud channels into weights (SmoothQuant); measured with the ranges of these observations"
+            found.append(Mend(f"quantize:\n  smooth: {ALPHA}", why, error, held(error)))
     if guilty:
         found.append(_in_fp32(every, guilty, trials, held))
     return found
+
+
+def _smoothed(case: Case, seen: Observed) -> Case:
+    """The case with loud channels moved into weights wherever they can be, their activations' ranges with them."""
+    graphs, components = dict(case.graphs), dict(case.plan.components)
+    for name, component in case.plan.components.items():
+        graph = case.graphs[name]
+        model = decode(graph)
+        found = sites(model, component.named("int8"))
+        channels = {tensor: tuple(map(float, seen.tensors[name][tensor].channels)) for tensor in found}
+        moved = smoothing(model, found, channels, ALPHA)
+        if moved:
+            graphs[name] = encode(smooth(model, moved), name, graph.data)
+            ranges, means = dict(component.ranges), dict(component.means)
+            for tensor, scale in moved.items():
+                if tensor in means:
+                    means[tensor] = tuple(map(float, np.divide(means[tensor], scale)))
+                end = float(np.max(np.divide(channels[tensor], scale)))
+                ranges[tensor] = (-end if ranges[tensor][0] < 0 else 0.0, end)
+            changed = {"graph_digest": graphs[name].digest, "ranges": ranges, "means": means}
+            components[name] = component.model_copy(update=changed)
+    plan = case.plan.model_copy(update={"components": components})
+    return replace(case, graphs=graphs, plan=plan)
 
 
 def _recalibrated(other_data: bool, error: ActionError, kept: bool) -> Mend:
