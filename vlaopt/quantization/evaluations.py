@@ -48,8 +48,11 @@ class Evaluation:
     refused: str | None = None
 
     def beside(self, anchor: str) -> float:
-        """Milliseconds of a chunk more than the anchor took in the same turns; components alike count nothing."""
-        theirs = self.anchors_ms[anchor]
+        """Milliseconds of a chunk more than the anchor took in the same turns; components alike count nothing.
+
+        More than FP32 took, where the backend refuses the anchor.
+        """
+        theirs = self.anchors_ms.get(anchor, self.anchors_ms[FP32])
         return sum(ms - theirs[name] for name, ms in self.times_ms.items())
 
     def to_json(self) -> dict[str, Any]:
@@ -76,6 +79,7 @@ class Evaluations:
         self._journal = journal
         self._known = read_journal(journal) if journal else {}
         self._asked: set[str] = set()
+        self._checked = False
         self.budget, self.resumed = budget, len(self._known)
         task.advance(min(self.resumed, budget))
 
@@ -111,6 +115,8 @@ class Evaluations:
             error = self._runs.error(choice)
         except StageError as problem:
             return Evaluation(None, {}, {}, 0, refused=problem.message)
+        if not self._checked:
+            self._drop_refused()
         times = self._runs.times_ms({**self._anchors, "this": choice})
         mine, noise_ms = dict(chosen), 0.0
         for label, anchor in self._anchors.items():
@@ -119,6 +125,15 @@ class Evaluations:
             times[label] |= {name: times["this"][name] for name in alike}
         anchors = {label: times[label] for label in self._anchors}
         return Evaluation(error, times["this"], anchors, self._runs.size(choice), noise_ms)
+
+    def _drop_refused(self) -> None:
+        """Keep only anchors that the backend takes."""
+        self._checked = True
+        if UNIFORM in self._anchors:
+            try:
+                self._runs.error(self._anchors[UNIFORM])
+            except StageError:
+                del self._anchors[UNIFORM]
 
 
 def read_journal(path: Path) -> dict[str, Evaluation]:

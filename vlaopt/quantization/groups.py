@@ -13,7 +13,7 @@ Node = tuple[str, str]
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes that share a module, and the scope by which a rule names them."""
+    """Nodes that share a module, and the scope by which a rule names them; or a run of such groups, "first … last"."""
 
     scope: str
     nodes: tuple[Node, ...]
@@ -38,18 +38,30 @@ def whole(nodes: Iterable[Node]) -> list[Group]:
 
 
 def grouped(nodes: Iterable[Node], most: int) -> list[Group]:
-    """At most `most` groups, or one for each component where these are more: the largest are split first."""
+    """At most `most` groups, or one for each component where these are more: the largest are split first.
+
+    One of more parts than there is room for is split into two runs of neighbours.
+    """
     found = whole(nodes)
     settled: set[str] = set()
     while open_ := [group for group in found if len(group.nodes) > 1 and group.scope not in settled]:
         largest = max(open_, key=lambda group: len(group.nodes))
         parts = largest.split()
         if len(found) - 1 + len(parts) > most:
+            parts = [_run(parts[: len(parts) // 2]), _run(parts[len(parts) // 2 :])]
+        if len(found) - 1 + len(parts) > most:
             settled.add(largest.scope)
             continue
         at = found.index(largest)
         found[at : at + 1] = parts
     return found
+
+
+def _run(parts: list[Group]) -> Group:
+    if len(parts) == 1:
+        return parts[0]
+    nodes = tuple(node for part in parts for node in part.nodes)
+    return Group(f"{parts[0].scope} … {parts[-1].scope}", nodes)
 
 
 def _group(nodes: list[Node]) -> Group:

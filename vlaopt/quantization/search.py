@@ -191,7 +191,10 @@ class _Search:
         return [replace(move, lost_ms=statistics.median(lost_ms)) for move, lost_ms in times.items()]
 
     def _repair(self, base: Plan) -> Plan:
-        """From the start to within the limits: what helps most per millisecond first, ever more of it at a time."""
+        """From the start to within the limits: what helps most per millisecond first, ever more of it at a time.
+
+        Where the evaluations end before, everything goes to FP32.
+        """
         ranked = sorted(self._moves, key=self._worth, reverse=True)
         moves, step = dict[str, Move](), 1
         while ranked:
@@ -203,7 +206,7 @@ class _Search:
             if self._inside(plan.seen):
                 return plan
             step *= 2
-        return base
+        return Plan({**base.moves, **{m.group.scope: m for m in self._moves if m.scheme == "fp32"}}, base.seen)
 
     def _worth(self, move: Move) -> tuple[float, float]:
         """Nearer the limits per millisecond, then less error per millisecond."""

@@ -41,18 +41,22 @@ class Known:
 
     def error(self, chosen: Choice) -> ActionError:
         normal = self.normal(chosen)
+        self._open(normal)
         self.runs.append(normal)
-        refused = self.refuses and dict(dict(normal)[self.refuses[0]]).get(self.refuses[1]) == "int8"
-        if refused:
-            raise StageError("this backend crashes")
         return action_error(sum(self.costs[c, n][s][0] for c, nodes in normal for n, s in nodes))
 
     def times_ms(self, choices: Mapping[str, Choice]) -> dict[str, dict[str, float]]:
+        for chosen in choices.values():
+            self._open(self.normal(chosen))
         self.timed += 1
         return {label: self._times(self.normal(chosen)) for label, chosen in choices.items()}
 
     def size(self, chosen: Choice) -> int:
         return 1000 - sum(len(nodes) for _, nodes in self.normal(chosen))
+
+    def _open(self, chosen: Chosen) -> None:
+        if self.refuses and dict(dict(chosen)[self.refuses[0]]).get(self.refuses[1]) == "int8":
+            raise StageError("this backend crashes")
 
     def _times(self, chosen: Chosen) -> dict[str, float]:
         return {
@@ -155,6 +159,16 @@ def test_a_node_that_the_backend_refuses_is_reverted() -> None:
     assert "this backend crashes" in result.verdict
 
 
+def test_a_budget_that_ends_before_the_limits_hold_is_spent_on_putting_back_what_pays_most() -> None:
+    nodes: dict[Node, dict[NodeScheme, tuple[float, float]]] = {
+        ("body", f"layers.{index}/Gemm"): {"int8": (0.03 + index / 1000, 0.9 - index / 10)} for index in range(5)
+    }
+    result, evaluations = found(Known(nodes), budget=11)
+    assert evaluations.spent <= 11
+    assert result.inside
+    assert "int8" in result.schemes.values()
+
+
 costs_of_nodes = st.dictionaries(
     st.tuples(st.sampled_from(["body", "head"]), st.sampled_from([f"m{i}.{j}/Gemm" for i in "ab" for j in "123"])),
     st.fixed_dictionaries(
@@ -244,4 +258,8 @@ def test_groups_are_a_partition_of_the_nodes(nodes: list[Node], most: int) -> No
 def test_groups_are_named_by_what_a_rule_would_say() -> None:
     nodes = [("head", f"layers.{index}/Gemm") for index in range(3)] + [("vision", "stem/Conv")]
     assert [group.scope for group in grouped(nodes, 2)] == ["head.layers", "vision.stem/Conv"]
+    assert [group.scope for group in grouped(nodes, 3)][:2] == [
+        "head.layers.0/Gemm",
+        "head.layers.1/Gemm … head.layers.2/Gemm",
+    ]
     assert [group.scope for group in grouped(nodes, 4)][:2] == ["head.layers.0/Gemm", "head.layers.1/Gemm"]

@@ -41,9 +41,9 @@ PLAN = QuantizationPlan(
 
 
 def measured(budget: int, refuses: Node | None = None) -> Sensitivity:
-    runs = Known(COSTS, refuses=refuses)
-    found = measure(PLAN, Evaluations(runs, budget=budget, task=SilentTask()), gates)
-    assert len(runs.runs) <= budget
+    evaluations = Evaluations(Known(COSTS, refuses=refuses), budget=budget, task=SilentTask())
+    found = measure(PLAN, evaluations, gates)
+    assert evaluations.spent <= budget
     return found
 
 
