@@ -94,6 +94,7 @@ def test_the_same_recipe_again_searches_nothing(resumed: tuple[Artifact, int, Pa
     assert not list(store.glob("unfinished/quantize/*"))
 
 
+@pytest.mark.slow
 def test_sensitivity_tells_what_parts_cost_and_gain(small_build: SmallBuild, tmp_path: Path) -> None:
     options = [str(CPU), *settings(NO_RECOVERY), "--evaluations", "6"]
     result = vlaopt("sensitivity", *options, "--json", "--plot", tmp_path / "parts.svg", store=small_build.store.root)
