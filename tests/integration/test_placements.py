@@ -14,6 +14,7 @@ from vlaopt.artifact.store import Store
 from vlaopt.chain import run_stages
 from vlaopt.graph.check import load
 from vlaopt.progress import Silent
+from vlaopt.quantization.plan import QuantizationPlan
 from vlaopt.quantization.structure import quantized_layers, structural_check
 from vlaopt.recipe.load import load_recipe
 
@@ -61,3 +62,17 @@ def test_an_artifact_that_is_finished_elsewhere_keeps_what_any_backend_there_may
     assert outcome.artifact.manifest.finish is not None
     kept = {entry.path for entry in outcome.artifact.manifest.by_role("placed")}
     assert kept == {placed_path("openvino", name) for name in ("vision", "head")}
+
+
+@pytest.mark.parametrize("smooth", [None, 0.25])
+def test_biases_are_corrected_by_default_and_loud_channels_move_where_asked(
+    small_build: SmallBuild, tmp_path: Path, smooth: float | None
+) -> None:
+    source = next(outcome.artifact for outcome in small_build.result.outcomes if outcome.stage == "prune")
+    recipe = load_recipe(CPU, overrides=[*NO_RECOVERY, *([f"quantize.smooth={smooth}"] if smooth else [])])
+    outcomes = run_stages(recipe, source, ["quantize", "onnx"], store=Store(tmp_path), progress=Silent())
+    artifact = outcomes[-1].artifact
+    plan = QuantizationPlan.from_json(artifact.read("policy/quantization.json"), where="plan")
+    assert plan.components["vision"].means
+    assert list(plan.components["head"].smoothing) == (["layers.1/Relu"] if smooth else [])
+    assert artifact.manifest.metrics["onnx"]["parity"]["simplified graphs"] <= 1e-4
