@@ -45,7 +45,7 @@ PRODUCTS = {
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(factor=st.floats(-8, 8, width=32))
 def test_the_product_has_the_factor_in_its_weights(build: Any, run: Any, product: str, factor: float) -> None:
     def model() -> ModelProto:

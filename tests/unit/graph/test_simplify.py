@@ -92,7 +92,7 @@ def test_layer_normalization_stays_whole(build: Any) -> None:
     ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(name=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12))
 def test_any_tensor_name_survives(name: str) -> None:
     from onnx import TensorProto

@@ -35,7 +35,7 @@ def kinds(model: ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pieces=st.lists(
         st.integers(0, LENGTH - 1).flatmap(lambda at: st.tuples(st.just(at), st.integers(at + 1, LENGTH))),

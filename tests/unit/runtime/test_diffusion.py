@@ -76,7 +76,7 @@ def test_a_whole_loop_gives_what_diffusers_gives(
     assert next(later, None) is None or kind == "ddim"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(total=st.integers(1, 300), data=st.data())
 def test_timesteps_fall_evenly_to_zero_and_lie_in_the_training(total: int, data: st.DataObject) -> None:
     steps = data.draw(st.integers(1, total))
@@ -87,7 +87,7 @@ def test_timesteps_fall_evenly_to_zero_and_lie_in_the_training(total: int, data:
     assert len({a - b for a, b in itertools.pairwise(times)}) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     alphas=st.lists(st.floats(1e-4, 0.9999), min_size=3, max_size=12).map(lambda values: sorted(values, reverse=True)),
     seed=st.integers(0, 99),

@@ -102,7 +102,7 @@ def test_nothing_left_over_changes_nothing(theirs: Any, flow: Any) -> None:
     assert np.array_equal(same.numpy(), torch.tanh(state).numpy())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 20), st.integers(0, 15), st.integers(0, 10), st.sampled_from(SCHEDULES))
 def test_weights_are_one_then_fall_then_are_zero(delay: int, horizon: int, more: int, schedule: Any) -> None:
     weights = prefix_weights(delay, horizon, horizon + more, schedule)
@@ -112,7 +112,7 @@ def test_weights_are_one_then_fall_then_are_zero(delay: int, horizon: int, more:
     assert (np.diff(weights) <= 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(start=st.floats(-2, 2), length=st.floats(0.2, 3), forward=st.booleans(), most=st.floats(0.5, 20))
 def test_the_direction_and_scale_of_time_make_no_difference(
     flow: Any, start: float, length: float, forward: bool, most: float

@@ -73,7 +73,7 @@ def test_a_mode_is_lerobots(mode: Any, constant: bool) -> None:
     assert law.undo(mine) == pytest.approx(back.numpy(), rel=1e-6, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     mode=st.sampled_from(MODES),
     values=arrays(np.float32, (3, SIZE), elements=st.floats(-50, 50, width=32)),

@@ -36,7 +36,7 @@ def seen(step: int) -> dict[str, Any]:
     return {"camera": np.full((2, 2, 3), step, np.uint8), "joints": np.full(2, step, np.float32)}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(size=st.integers(1, 6), data=st.data())
 def test_every_action_is_that_of_the_newest_chunk_made_in_time(
     tiny_spec: PolicySpec, size: int, data: st.DataObject
@@ -116,7 +116,7 @@ def test_an_ensemble_is_lerobots(weight: float, size: int) -> None:
         assert np.abs(mine.update(chunk) - expected).max() <= 1e-6
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(weight=st.floats(-0.5, 2), size=st.integers(1, 8), steps=st.integers(1, 20), seed=st.integers(0, 99))
 def test_an_ensemble_is_the_weighted_mean_of_all_predictions_for_its_step(
     weight: float, size: int, steps: int, seed: int
