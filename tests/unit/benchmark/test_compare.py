@@ -43,7 +43,7 @@ def test_the_figures_beside_the_answer() -> None:
     assert comparison.p_value < 1e-6
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(1, 100), min_size=10, max_size=40), st.lists(st.floats(1, 100), min_size=10, max_size=40))
 def test_exchanging_the_sides_never_makes_both_faster(a: list[float], b: list[float]) -> None:
     assert {compare(a, b).answer, compare(b, a).answer} not in ({"FASTER"}, {"SLOWER"})

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vlaopt.benchmark.schedule import SystemClock, Ticks, run_ticks
@@ -59,7 +59,6 @@ def test_a_policy_slower_than_the_rate_drops_ticks_and_the_run_still_ends_on_tim
     assert max(happened.latencies_ns) < 150 * MS
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=60), st.sampled_from([10.0, 30.0, 50.0, 333.0]))
 def test_every_intended_tick_has_a_latency_and_dropped_ones_miss_the_period(latencies: list[float], hz: float) -> None:
     happened = ticks_of(latencies, hz)

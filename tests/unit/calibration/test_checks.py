@@ -78,7 +78,7 @@ def test_one_outlier(tmp_path: Path, value: float) -> None:
         recorded(tmp_path, images(), state).check(EXPECTED)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(scale=st.floats(1e-6, 1e4), power=st.floats(0.0, 3.0))
 def test_the_tails_of_an_honest_distribution_are_no_outliers(
     tmp_path_factory: pytest.TempPathFactory, scale: float, power: float

@@ -244,7 +244,7 @@ def test_float64_that_float32_cannot_tell(tmp_path: Path, offset: float) -> None
     refused(folder, tmp_path / "set", "is float64 and loses up to")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scale=st.floats(1e-6, 1e3), offset=st.floats(-1e3, 1e3))
 def test_rounding_never_moves_a_value_by_more_than_it_says(
     tmp_path_factory: pytest.TempPathFactory, scale: float, offset: float

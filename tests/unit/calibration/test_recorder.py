@@ -70,7 +70,7 @@ def test_every_phase_and_instruction_has_its_share(tmp_path: Path) -> None:
     assert set(groups.values()) == {10}, groups
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(0, 200), min_size=1, max_size=20),
     capacity=st.integers(8, 60),

@@ -99,7 +99,7 @@ TENSORS = st.sampled_from([np.float32, np.float16, np.float64, np.int64, np.int8
 
 
 @given(found=st.dictionaries(st.text(min_size=1, max_size=5), TENSORS, max_size=5), smallest=st.integers(0, 64))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_tensors_come_back_as_they_were(found: Mapping[str, np.ndarray], smallest: int) -> None:
     kept = [numpy_helper.from_array(array, name) for name, array in found.items()]
     model = helper.make_model(helper.make_graph([], "any", [], [], kept))
@@ -233,7 +233,7 @@ def test_only_weights_may_lie_outside(network: ModelProto) -> None:
 
 
 @given(found=st.dictionaries(st.text(min_size=1, max_size=5), TENSORS, max_size=5), smallest=st.integers(0, 64))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_file_is_what_protobuf_writes_wherever_the_weights_were(
     found: Mapping[str, np.ndarray], smallest: int
 ) -> None:

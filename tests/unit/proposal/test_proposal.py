@@ -149,7 +149,7 @@ def test_a_field_on_a_hub_is_asked_for_and_nothing_is_guessed(tmp_path: Path) ->
 PATHS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(checkpoint=PATHS, folder=PATHS, calibration=PATHS)
 def test_any_path_is_read_as_it_was_given(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: str, folder: str, calibration: str

@@ -251,7 +251,7 @@ def test_a_remaining_width_is_a_multiple_near_what_was_asked(size: int, amount: 
     amount=st.sampled_from([0.4, 0.5, 0.7]),
     round_to=st.sampled_from([1, 4, 8]),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_any_such_network_keeps_its_outputs_shape_and_loads_where_its_sizes_are_built(
     sizes: Sizes, amount: float, round_to: int
 ) -> None:

@@ -58,7 +58,7 @@ def prune(network: nn.Module, amount: float, scope: str = "*") -> tuple[nn.Modul
 
 
 @given(amount=st.floats(0.0, 0.9))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_every_tensor_has_the_fraction_of_zeros_asked_for_within_one_weight(amount: float) -> None:
     pruned, report = prune(policy(), amount)
     assert [layer.scope for layer in report.layers] == WEIGHTS
@@ -69,7 +69,7 @@ def test_every_tensor_has_the_fraction_of_zeros_asked_for_within_one_weight(amou
 
 
 @given(amount=st.floats(0.0, 0.5))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_global_ranking_zeroes_the_smallest_weights_of_all_tensors_together(amount: float) -> None:
     network = policy()
     pruned, report = prune_weights(network, [ScopeAmount("*", amount)], components=EXAMPLES, ranking="global")

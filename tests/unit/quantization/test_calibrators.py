@@ -50,7 +50,7 @@ def find(calibrator: Calibrator, parts: Sequence[np.ndarray]) -> Range:
 
 
 @pytest.mark.parametrize("name", COUNTING)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(values=samples, data=st.data())
 def test_order_and_batches_change_nothing(name: CalibratorName, values: np.ndarray, data: st.DataObject) -> None:
     calibrator = get(name)
@@ -60,7 +60,7 @@ def test_order_and_batches_change_nothing(name: CalibratorName, values: np.ndarr
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(calls=st.lists(samples, min_size=1, max_size=6), data=st.data())
 def test_the_order_of_calls_changes_nothing(name: CalibratorName, calls: list[np.ndarray], data: st.DataObject) -> None:
     assert find(get(name), data.draw(st.permutations(calls))) == find(get(name), calls)
@@ -75,7 +75,7 @@ def test_moving_average_is_the_mean_of_every_calls_extremes(calls: list[np.ndarr
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(values=samples)
 def test_a_range_holds_zero_and_lies_within_the_data(name: CalibratorName, values: np.ndarray) -> None:
     found = find(get(name), [values])
@@ -143,7 +143,7 @@ def test_mse_is_no_worse_than_torchs_search(law: str) -> None:
     assert error(find(Mse(), [values]).amax / 127) <= 1.01 * error(float(scale))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(values=samples)
 def test_entropy_never_cuts_more_than_one_percent(values: np.ndarray) -> None:
     amax = find(Entropy(), [values]).amax
@@ -202,7 +202,7 @@ def of_steps(name: CalibratorName, calls: list[np.ndarray], steps: Steps) -> Fou
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(calls=st.lists(samples, min_size=2, max_size=5))
 def test_union_covers_every_step_and_mean_lies_between_them(name: CalibratorName, calls: list[np.ndarray]) -> None:
     union, mean = of_steps(name, calls, "union"), of_steps(name, calls, "mean")

@@ -169,7 +169,7 @@ class Reader:
         return next(self._left, None)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     bad=st.sampled_from([np.nan, np.inf, -np.inf, 1e30, -1e30]),
     sample=st.integers(0, 11),

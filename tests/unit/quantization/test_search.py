@@ -181,7 +181,6 @@ costs_of_nodes = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(costs_of_nodes, st.integers(8, 40))
 def test_the_plan_is_within_the_limits_the_budget_and_as_good_as_uniform(
     costs: Mapping[Node, Mapping[NodeScheme, tuple[float, float]]], budget: int
@@ -202,7 +201,7 @@ def test_the_plan_is_within_the_limits_the_budget_and_as_good_as_uniform(
     assert again.schemes == result.schemes
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(costs_of_nodes, st.integers(8, 40), st.integers(1, 12))
 def test_a_killed_search_goes_on_where_it_was(
     tmp_path_factory: pytest.TempPathFactory,

@@ -83,7 +83,7 @@ def moved(graph: ModelProto, alpha: float) -> Smoothing:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 100), alpha=st.floats(0, 1))
 def test_what_is_computed_stays(run_onnxruntime: Any, pattern: str, seed: int, alpha: float) -> None:
     tensor, nodes = PATTERNS[pattern]

@@ -376,9 +376,7 @@ _VALUES: dict[str, Any] = {
     "accept": {"action_error": {"mean": 0.1, "max": 2.0}, "jerk": 0.5},
     "bench": {"hz": 30, "duration_s": 2.5},
 }
-_SHARED = settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+_SHARED = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @_SHARED

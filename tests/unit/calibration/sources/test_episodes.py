@@ -82,7 +82,7 @@ def test_every_value_is_what_was_saved(tmp_path: Path, save: Write) -> None:
         np.testing.assert_array_equal(np.stack(list(source.column(name, rows))), whole[rows])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data(), form=st.sampled_from(sorted(FORMATS)))
 def test_any_rows_of_any_numbers(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, form: str) -> None:
     dtype = data.draw(st.sampled_from(["float64", "float32", "float16", "int64", "uint8", "bool"]))

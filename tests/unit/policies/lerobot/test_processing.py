@@ -195,7 +195,7 @@ def test_statistics_of_images_are_one_per_channel(eagers: dict[str, EagerPolicy]
 
 
 @given(sentence=st.text(max_size=120))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_sentence_becomes_the_same_tokens(sentence: str, eagers: dict[str, EagerPolicy]) -> None:
     eager = eagers["smolvla"]
     observation = {**lerobot.observations("smolvla", 1)[0], "task": sentence}
@@ -207,7 +207,7 @@ def test_every_sentence_becomes_the_same_tokens(sentence: str, eagers: dict[str,
 
 
 @given(state=arrays.arrays(np.float32, 6, elements=st.floats(-1e6, 1e6, width=32)))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_state_becomes_the_same_numbers(state: np.ndarray, eagers: dict[str, EagerPolicy]) -> None:
     for kind in ("act", "diffusion"):
         observation = {**lerobot.observations(kind, 1)[0], "observation.state": state}
