@@ -89,7 +89,7 @@ def test_cache_why_says_what_changed(small_build: SmallBuild) -> None:
     told = json.loads(command(*arguments, store=small_build.store.root).stdout)
     assert told[2]["stage"] == "quantize"
     assert "quantize.calibrator" in told[2]["why"]
-    assert "entropy → mse" in told[2]["why"]
+    assert "minmax → mse" in told[2]["why"]
 
 
 def test_each_stage_alone_gives_what_the_build_gave(small_build: SmallBuild, tmp_path: Path) -> None:
