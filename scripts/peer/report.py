@@ -83,9 +83,12 @@ def table(subject: dict[str, Any]) -> str:
         if row["failed"] is not None:
             reason = row["failed"].replace("|", "/")
             lines.append(f"| {row['label']} | n/a: {reason} | | | | | |")
+    own = next(row for row in subject["rows"] if row["row"] == VLAOPT)
+    if own["error"] and "per_action" in own["error"]:
+        joints = ", ".join(f"{mean:.3f}" for mean in own["error"]["per_action"])
+        lines += ["", f"vlaopt's action error, joint by joint: {joints}."]
     limit = subject["limit"]
     if limit["ms"]:
-        own = next(row for row in subject["rows"] if row["row"] == VLAOPT)
         lines += ["", _limit_line(limit, own)]
     return "\n".join(lines) + "\n"
 
