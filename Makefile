@@ -68,7 +68,7 @@ $(PEERS): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[peers]'
 	touch $@
 
-peers: $(PEERS) ## Measure vlaopt beside its peers: an hour, 12 GB (POLICIES=edge-vla: 5 minutes)
+peers: $(PEERS) ## Measure vlaopt beside its peers (POLICIES=edge-vla: 5 minutes)
 	$(BIN)/python scripts/peers.py --policies $(POLICIES)
 
 train-reference: $(STAMP) ## Train the shipped policy again, and record its calibration sets

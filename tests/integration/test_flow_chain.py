@@ -13,6 +13,7 @@ import vlaopt
 from tests import toy_flow
 from vlaopt import policies
 from vlaopt.artifact.artifact import Artifact
+from vlaopt.artifact.manifest import PLAN_PATH
 from vlaopt.artifact.store import Store
 from vlaopt.chain import Build, build, run_stage
 from vlaopt.errors import InputError
@@ -23,7 +24,6 @@ from vlaopt.recipe.load import load_recipe
 from vlaopt.runtime.capture import Capture
 from vlaopt.runtime.golden import Golden
 from vlaopt.stages import get
-from vlaopt.stages.quantize import PLAN
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_ranges_of_every_loop_step_are_recorded_and_merged(folder: Path, ste
     source, store = None, Store(folder / "store")
     for stage in ("export", "prune", "quantize"):
         source = run_stage(get(stage), recipe, source, store=store, progress=Silent()).artifact
-    plan = QuantizationPlan.from_json(source.read(PLAN), where=PLAN)
+    plan = QuantizationPlan.from_json(source.read(PLAN_PATH), where=PLAN_PATH)
     report = read_report(source)
     assert plan.steps == report.steps == steps
     for component, fits in report.components.items():
@@ -118,7 +118,11 @@ def test_ranges_hold_every_step_of_the_loop(built: Build) -> None:
     if built.recipe.quantize.scheme == "none":
         pytest.skip("nothing is quantized")
     exported = built.outcomes[0].artifact
-    ranges = QuantizationPlan.from_json(built.outcomes[2].artifact.read(PLAN), where=PLAN).components["step"].ranges
+    ranges = (
+        QuantizationPlan.from_json(built.outcomes[2].artifact.read(PLAN_PATH), where=PLAN_PATH)
+        .components["step"]
+        .ranges
+    )
     capture = Capture.of(exported)
     states = [[call.inputs["state_of_loop"] for call in capture.calls(row, "step", {})] for row in range(12)]
     assert {len(calls) for calls in states} == {5}

@@ -17,6 +17,7 @@ FILE_NAME = "manifest.json"
 SCHEMA_MAJOR = 1
 SCHEMA_MINOR = 0
 SIZE_LIMIT = 16 << 20
+PLAN_PATH = "policy/quantization.json"
 _SEGMENT = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 

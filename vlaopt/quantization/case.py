@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.graph import Graph
-from vlaopt.artifact.manifest import component_path, placed_path, plain_path
+from vlaopt.artifact.manifest import PLAN_PATH, component_path, placed_path, plain_path
 from vlaopt.artifact.store import Store
 from vlaopt.backends import EngineOptions
 from vlaopt.backends.audit import Audit, audit, planned_precisions
@@ -19,8 +19,6 @@ from vlaopt.quantization.trials import Trials
 from vlaopt.runtime.golden import HELD_OUT, Golden
 from vlaopt.target import Target
 from vlaopt.tensors import unpack
-
-PLAN = "policy/quantization.json"
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Case:
     @classmethod
     def of(cls, written: Artifact) -> Case:
         """The case of a result of stage `onnx`. Raises InputError when nothing in it is quantized."""
-        if not written.has(PLAN):
+        if not written.has(PLAN_PATH):
             raise InputError(
                 "nothing in it is quantized, so quantization loses nothing",
                 where=str(written.path),
@@ -44,7 +42,7 @@ class Case:
         names = written.spec().components
         twins = {name: plain_path(name) if written.has(plain_path(name)) else component_path(name) for name in names}
         graphs = {name: written.graph(path) for name, path in twins.items()}
-        plan = QuantizationPlan.from_json(written.read(PLAN), where=PLAN)
+        plan = QuantizationPlan.from_json(written.read(PLAN_PATH), where=PLAN_PATH)
         return cls(written, graphs, plan, written.recipe().target)
 
     def trials(self, golden: Golden, backend: str, plan: QuantizationPlan | None = None) -> Trials:

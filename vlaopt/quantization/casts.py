@@ -16,9 +16,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from vlaopt.graph.external import array
 from vlaopt.graph.opset import raised
 from vlaopt.graph.topology import constants, consumers, opset_of, subgraphs, tensor_names, unique
-from vlaopt.graph.unused import drop_unused
 from vlaopt.quantization.halves import BF16_OPSET, FP16_SMALLEST_NORMAL, HALVES, element_types, half_operands
-from vlaopt.quantization.placement import checked
+from vlaopt.quantization.placement import finished
 from vlaopt.quantization.plan import NodePlan
 from vlaopt.quantization.weights import WEIGHT_LIMIT
 from vlaopt.tensors import Array
@@ -77,10 +76,7 @@ class _Writer:
                     self._form(name, _FLOAT)
         for name in given & set(self._dequantizers):
             self._form(name, _FLOAT)
-        del self._graph.node[:]
-        self._graph.node.extend(self._nodes)
-        drop_unused(self._graph)
-        return checked(self._model, self._data)
+        return finished(self._model, self._nodes, self._data)
 
     def _node(self, node: NodeProto) -> None:
         scheme = self._floats[node.name].scheme if node.name in self._floats else "fp32"

@@ -12,8 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from vlaopt.errors import StageError
 from vlaopt.graph.external import array
 from vlaopt.graph.topology import constants, tensor_names, unique
-from vlaopt.graph.unused import drop_unused
-from vlaopt.quantization.placement import checked
+from vlaopt.quantization.placement import finished
 from vlaopt.quantization.plan import ComponentPlan, WeightScales
 from vlaopt.quantization.weights import WEIGHT_LIMIT, Layer, attribute, layers, quantize_weight
 from vlaopt.tensors import Array
@@ -83,11 +82,7 @@ class _Writer:
         self._add("Add", [scaled, node.input[2]], output, final=True)
 
     def finish(self) -> ModelProto:
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in self._nodes]
-        del self._model.graph.node[:]
-        self._model.graph.node.extend(copies)
-        drop_unused(self._model.graph)
-        return checked(self._model, self._data)
+        return finished(self._model, self._nodes, self._data)
 
     def _activation(self, tensor: str) -> tuple[str, str, str]:
         if tensor not in self._quantized:

@@ -16,8 +16,7 @@ from vlaopt.errors import StageError
 from vlaopt.graph.external import array
 from vlaopt.graph.opset import raised
 from vlaopt.graph.topology import constants, tensor_names, unique
-from vlaopt.graph.unused import drop_unused
-from vlaopt.quantization.placement import checked
+from vlaopt.quantization.placement import finished
 from vlaopt.quantization.plan import ComponentPlan
 from vlaopt.quantization.weights import BLOCKS, SMALLEST_SCALE, Layer, block_of, layers
 from vlaopt.tensors import Array
@@ -145,11 +144,7 @@ class _Writer:
         self._nodes.append(written)
 
     def finish(self) -> ModelProto:
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in self._nodes]
-        del self._model.graph.node[:]
-        self._model.graph.node.extend(copies)
-        drop_unused(self._model.graph)
-        return checked(self._model, self._data)
+        return finished(self._model, self._nodes, self._data)
 
     def _once(self, write: Callable[[str, int], str], tensor: str, scheme: str, axis: int) -> str:
         key = tensor, scheme, axis

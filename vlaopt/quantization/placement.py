@@ -13,7 +13,7 @@ int8 for the others, float biases and outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -132,7 +132,7 @@ class _Writer:
             self._nodes.append(written)
             for name in node.output:
                 self._quantize(name, wanted)
-        return self._finish()
+        return finished(self._model, self._nodes, self._data)
 
     def _rewire(self, node: NodeProto, layer: Layer) -> None:
         scheme = self._plan.nodes[node.name].scheme
@@ -261,15 +261,16 @@ class _Writer:
             node.attribute.append(helper.make_attribute("axis", axis))
         self._nodes.append(node)
 
-    def _finish(self) -> ModelProto:
-        del self._graph.node[:]
-        self._graph.node.extend(self._nodes)
-        drop_unused(self._graph)
-        return checked(self._model, self._data)
 
+def finished(model: ModelProto, nodes: Iterable[NodeProto], data: bytes) -> ModelProto:
+    """`model` with `nodes` in place of its own, without what they do not use, in canonical form.
 
-def checked(model: ModelProto, data: bytes) -> ModelProto:
-    """`model` itself in canonical form. Raises StageError when it is not valid ONNX."""
+    `nodes` may be its own. Raises StageError when that is not valid ONNX.
+    """
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    drop_unused(model.graph)
     result = tidy(model)
     try:
         check(result, data, domains={node.domain for node in result.graph.node})

@@ -15,9 +15,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from vlaopt.artifact.graph import Graph
 from vlaopt.graph.external import array, decode, encode
 from vlaopt.graph.topology import constants, tensor_names, unique
-from vlaopt.graph.unused import drop_unused
 from vlaopt.quantization.halves import HALVES, element_types
-from vlaopt.quantization.placement import checked
+from vlaopt.quantization.placement import finished
 from vlaopt.tensors import Array
 
 _HALVES = frozenset(HALVES.values())
@@ -72,15 +71,13 @@ class _Writer:
                 self._node(node)
         fixed = [tensor for tensor in self._graph.initializer if tensor.name not in self._values]
         fixed += [numpy_helper.from_array(value, name) for name, value in self._values.items()]
-        for field, kept in ((self._graph.initializer, fixed), (self._graph.node, self._nodes)):
-            copies = [type(entry).FromString(entry.SerializeToString()) for entry in kept]
-            del field[:]
-            field.extend(copies)
+        copies = [TensorProto.FromString(tensor.SerializeToString()) for tensor in fixed]
+        del self._graph.initializer[:]
+        self._graph.initializer.extend(copies)
         stale = [value for value in self._graph.value_info if self._kinds.get(value.name) not in _HALVES | _LOW_BITS]
         del self._graph.value_info[:]
         self._graph.value_info.extend(stale)
-        drop_unused(self._graph)
-        return checked(self._model, self._data)
+        return finished(self._model, self._nodes, self._data)
 
     def _low(self, name: str) -> bool:
         return self._kinds.get(name) in _LOW_BITS

@@ -13,7 +13,15 @@ from typing import Any, Literal
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.artifact.graph import Graph
-from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, component_path, placed_path, plain_path
+from vlaopt.artifact.manifest import (
+    PLAN_PATH,
+    EngineComponent,
+    EngineEntry,
+    Finish,
+    component_path,
+    placed_path,
+    plain_path,
+)
 from vlaopt.backends import Backend, EngineOptions, Session
 from vlaopt.backends.audit import Audit, audit, planned_precisions
 from vlaopt.benchmark import environment
@@ -30,7 +38,6 @@ from vlaopt.runtime.timing import component_times
 from vlaopt.stages import golden_error, hold, limits
 from vlaopt.target import Target
 
-PLAN = "policy/quantization.json"
 Variant = Literal["plain", "quantized"]
 ROUNDS, ITERATIONS = 10, 10
 SIZE_ONLY_SLOWEST = 0.9
@@ -273,9 +280,9 @@ def _audit(source: Artifact, component: str, form: Form) -> Audit:
 
 def _planned(source: Artifact, component: str) -> dict[str, str]:
     """The precision of every layer of a component that the plan lets compute in a lower one, by node."""
-    if not source.has(PLAN):
+    if not source.has(PLAN_PATH):
         return {}
-    return planned_precisions(json.loads(source.read(PLAN))["components"][component]["nodes"])
+    return planned_precisions(json.loads(source.read(PLAN_PATH))["components"][component]["nodes"])
 
 
 def _compile(library: Backend, graph: Graph, options: EngineOptions, folder: Path) -> Form:

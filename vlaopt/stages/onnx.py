@@ -9,7 +9,7 @@ import numpy as np
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.artifact.graph import Graph
-from vlaopt.artifact.manifest import component_path, placed_path, plain_path
+from vlaopt.artifact.manifest import PLAN_PATH, component_path, placed_path, plain_path
 from vlaopt.backends import EngineOptions
 from vlaopt.benchmark.actions import ActionError
 from vlaopt.graph.check import load
@@ -27,13 +27,11 @@ from vlaopt.runtime.processors import Processors
 from vlaopt.stages import error_of, golden_actions
 from vlaopt.tensors import Array
 
-PLAN = "policy/quantization.json"
-
 
 def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
     assert source is not None
     draft.carry(source, "policy", "golden", "report")
-    plan = QuantizationPlan.from_json(source.read(PLAN), where=PLAN) if source.has(PLAN) else None
+    plan = QuantizationPlan.from_json(source.read(PLAN_PATH), where=PLAN_PATH) if source.has(PLAN_PATH) else None
     order = source.spec().order()
     wanted = backends.placements(recipe.target.backends)
     size = plain_size = 0

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.artifact.graph import Graph
-from vlaopt.artifact.manifest import component_path
+from vlaopt.artifact.manifest import PLAN_PATH, component_path
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
 from vlaopt.graph.check import load
@@ -48,8 +48,6 @@ from vlaopt.runtime.processors import Processors
 from vlaopt.stages import limits
 from vlaopt.tensors import Array
 
-PLAN = "policy/quantization.json"
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -83,7 +81,7 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     if scheme == "mixed":
         plan, report["search"] = _searched(recipe, source, made, rules, draft.unfinished, progress)
     plan.must_change_something(where=f"{recipe.path}:quantize")
-    draft.write(PLAN, plan.to_json(), "policy")
+    draft.write(PLAN_PATH, plan.to_json(), "policy")
     counts = {name: component.counts() for name, component in plan.components.items()}
     draft.metrics["quantize"] = {"scheme": scheme, "samples": plan.samples, "layers": counts}
     report["components"] = {name: part.model_dump(mode="json") for name, part in plan.components.items()}
