@@ -49,12 +49,17 @@ class FileEntry(Entry):
 
 
 class EngineComponent(Entry):
-    """How a component was compiled: which graph (`plain` FP32 or `quantized`), why that one, its files, its layers."""
+    """How a component was compiled: which graph (`plain` FP32 or `quantized`), why that one, its files, its layers.
+
+    `needs` and `facts` are those of `vlaopt.backends.Engine`.
+    """
 
     variant: Literal["plain", "quantized"]
     reason: str
     files: tuple[str, ...]
     precisions: dict[str, int]
+    needs: dict[str, str] = {}
+    facts: dict[str, Any] = {}
 
 
 class EngineEntry(Entry):

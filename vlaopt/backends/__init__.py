@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +24,15 @@ BUILT_IN = {
     "onnxruntime": "vlaopt.backends.onnxruntime",
     "openvino": "vlaopt.backends.openvino",
     "reference": "vlaopt.backends.reference",
+    "tensorrt": "vlaopt.backends.tensorrt.classic",
     "tensorrt-rtx": "vlaopt.backends.tensorrt.rtx",
 }
 
 Placement = Literal["onnxruntime", "openvino", "tensorrt"]
 """Where a kind of backend wants Q/DQ nodes, and of which form: see `vlaopt.quantization.placement`."""
 
-COMING: Mapping[str, Placement] = {"tensorrt": "tensorrt"}
-"""Backends that targets name and a later version drives, with their placement: graphs for them are written already."""
+ONE_OF = " | "
+"""Between the values of a need that any of them meets."""
 
 
 @dataclass(frozen=True)
@@ -152,35 +153,51 @@ class Session(Protocol):
 class EngineOptions:
     """What a component is compiled for. `threads` 0 leaves the backend's default; `compute_capabilities` like '8.9'.
 
-    `cache` is a folder of this machine's where opening may keep what it compiles (`vlaopt.backends.kept`), or None.
+    `settings` are the backend's own (`Backend.settings`). `cache` is a folder of this machine's where opening may keep
+    what it compiles (`vlaopt.backends.kept`) and building what it timed, or None. `advance` is told of a build's
+    phases: a name, the step reached, the number of steps.
     """
 
     threads: int = 0
     compute_capabilities: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     cache: Path | None = None
+    advance: Callable[[str, int, int], None] | None = None
 
 
 @dataclass(frozen=True)
 class Engine:
     """A compiled component: its files by name, and the layers per precision that the backend says it will run.
 
-    Both are what the audit reads. `precisions` counts, {"int8": 52, "fp32": 13}; `layers` names, {"project/Gemm":
-    "int8"}, the nodes of the portable graph. They are empty when the backend cannot tell before it runs; `layers` also
-    where it only counts (`vlaopt.backends.audit.by_node` helps to find the nodes behind kernels).
+    `precisions` and `layers` are what the audit reads. `precisions` counts, {"int8": 52, "fp32": 13}; `layers` names,
+    {"project/Gemm": "int8"}, the nodes of the portable graph. They are empty when the backend cannot tell before it
+    runs; `layers` also where it only counts (`vlaopt.backends.audit.by_node` helps to find the nodes behind kernels).
+    `needs` is what a machine must have to load the engine, by the names of `Backend.machine`: {"tensorrt": "10.3.0.30",
+    "gpu": "Orin", "sm": "8.7 | 8.9"}. `facts` is what else is known, as plain JSON values: how it is typed, bytes of
+    weights and activations, reformatting layers.
     """
 
     files: Mapping[str, bytes]
     precisions: Mapping[str, int]
     notes: tuple[str, ...] = ()
     layers: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Backend(Protocol):
-    """One library that compiles and runs components. `placement` says how its graphs are quantized."""
+    """One library that compiles and runs components. `placement` says how its graphs are quantized.
+
+    `settings` are what `EngineOptions.settings` may hold, with their defaults. An engine that is `native` is machine
+    code: it is built and tried in a process of its own first, opened only where its needs are met. Where a backend is
+    not `timed`, its sessions give actions whose time says nothing of the engine's.
+    """
 
     name: str
     placement: Placement
+    settings: Mapping[str, Any]
+    native: bool
+    timed: bool
 
     def missing(self) -> str | None:
         """None when the library can be imported here, else the reason in one line."""
@@ -194,6 +211,10 @@ class Backend(Protocol):
         """None when engines of this backend can run on this machine, else the reason in one line."""
         ...
 
+    def machine(self) -> Mapping[str, str]:
+        """What this machine has, by the names of `Engine.needs`; a name that is absent is not known here."""
+        ...
+
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """Compile one ONNX graph. Raises StageError with the library's reason."""
         ...
@@ -205,7 +226,28 @@ class Backend(Protocol):
 
 def placements(backends: Iterable[str]) -> list[Placement]:
     """The placements that these backends want, each once, in their order. Raises InputError for an unknown name."""
-    return list(dict.fromkeys(COMING[name] if name in COMING else get(name).placement for name in backends))
+    return list(dict.fromkeys(get(name).placement for name in backends))
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """One need of an engine that a machine does not meet; `had` None where it is not known."""
+
+    what: str
+    needed: str
+    had: str | None
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.needed} is needed, {'not known' if self.had is None else self.had} is here"
+
+
+def misfits(needs: Mapping[str, str], machine: Mapping[str, str]) -> list[Misfit]:
+    """The needs (`Engine.needs`) that a machine (`Backend.machine`) does not meet."""
+    return [
+        Misfit(what, needed, machine.get(what))
+        for what, needed in needs.items()
+        if machine.get(what) not in needed.split(ONE_OF)
+    ]
 
 
 def names() -> list[str]:

@@ -145,6 +145,9 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     placement: Placement = "onnxruntime"
+    settings: Mapping[str, Any] = SETTINGS
+    native = False
+    timed = True
 
     def missing(self) -> str | None:
         return None if importlib.util.find_spec("onnxruntime") else "onnxruntime is not installed: pip install vlaopt"
@@ -159,6 +162,9 @@ class OnnxRuntimeBackend:
 
     def runnable(self) -> str | None:
         return self.missing()
+
+    def machine(self) -> Mapping[str, str]:
+        return {}
 
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """Optimise `graph` and name, from one profiled run of the result, the matrix layers and their precision.

@@ -117,6 +117,9 @@ class OpenVinoBackend:
 
     name = "openvino"
     placement: Placement = "openvino"
+    settings: Mapping[str, Any] = SETTINGS
+    native = False
+    timed = True
 
     def missing(self) -> str | None:
         found = importlib.util.find_spec("openvino")
@@ -130,6 +133,9 @@ class OpenVinoBackend:
 
     def runnable(self) -> str | None:
         return self.missing()
+
+    def machine(self) -> Mapping[str, str]:
+        return {}
 
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """Convert `graph` to an IR and name, in the compiled IR, the matrix layers and their precision.

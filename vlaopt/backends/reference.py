@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,9 @@ class ReferenceBackend:
 
     name = "reference"
     placement: Placement = "onnxruntime"
+    settings: Mapping[str, Any] = MappingProxyType({})
+    native = False
+    timed = True
 
     def missing(self) -> str | None:
         return None if importlib.util.find_spec("onnx") else "onnx is not installed: pip install 'vlaopt[build]'"
@@ -60,6 +64,9 @@ class ReferenceBackend:
 
     def runnable(self) -> str | None:
         return self.missing()
+
+    def machine(self) -> Mapping[str, str]:
+        return {}
 
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """The graph as given, once the evaluator accepts it. Raises StageError with its reason."""

@@ -144,6 +144,29 @@ class Onnx(Section):
     )
 
 
+class TensorRt(Section):
+    """How TensorRT builds and runs engines, classic and for RTX."""
+
+    optimization_level: Annotated[int, Field(ge=0, le=5)] = Field(
+        default=3, description="How long the builder searches for faster kernels."
+    )
+    workspace_mib: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Scratch memory that a layer may take, in MiB; 0 leaves TensorRT's own limit."
+    )
+    cuda_graph: bool = Field(
+        default=True, description="Whether a component runs as one CUDA graph where it can be captured."
+    )
+    version_compatible: bool = Field(
+        default=False, description="Classic: engines that later TensorRT versions load too; they may be slower."
+    )
+    hardware_compatible: bool = Field(
+        default=False, description="Classic, x86 only: engines for every GPU from Ampere on; they may be slower."
+    )
+    profiles: dict[Text, tuple[Count, Count, Count]] = Field(
+        default={}, description="Least, usual and largest size of every dynamic dimension, by its name in the graphs."
+    )
+
+
 class Engine(Section):
     """What the target runs."""
 
@@ -162,6 +185,7 @@ class Engine(Section):
     allow_shortfall: Fraction = Field(
         default=0.0, description="Fraction of the layers planned in low precision that the engine may run in another."
     )
+    tensorrt: TensorRt = Field(default=TensorRt(), description="How TensorRT builds and runs engines.")
 
 
 class ClosedLoop(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vlaopt.artifact.graph import Graph
@@ -29,14 +29,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class RtxBackend:
-    """Builds and opens components with TensorRT for RTX.
+    """Builds and opens components with TensorRT for RTX."""
 
-    `progress`, when given, is called during a build with the phase's name, the step reached and the number of steps.
-    """
-
-    progress: Progress | None = None
     name: str = "tensorrt-rtx"
     placement: Placement = "tensorrt"
+    settings: Mapping[str, Any] = field(default_factory=lambda: SETTINGS)
+    native: bool = True
+    timed: bool = True
 
     def missing(self) -> str | None:
         return None if importlib.util.find_spec(_MODULE) else f"{_MODULE} is not installed: {_HINT}"
@@ -51,6 +50,9 @@ class RtxBackend:
         if reason := self.missing() or driver_problem():
             return reason
         return None if _has_cuda_python() else "cuda-python is not installed: pip install cuda-python"
+
+    def machine(self) -> Mapping[str, str]:
+        return {"tensorrt-rtx": self.version()}
 
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """One engine, strongly typed, for every compute capability of `options` (none: the GPU of this machine).
@@ -70,8 +72,8 @@ class RtxBackend:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if settings["workspace_mib"]:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings["workspace_mib"] << 20)
-        if self.progress is not None:
-            config.progress_monitor = _monitor(trt, self.progress)
+        if options.advance is not None:
+            config.progress_monitor = _monitor(trt, options.advance)
         engine = builder.build_serialized_network(network, config)
         if engine is None:
             raise StageError(f"TensorRT for RTX cannot build the engine: {log.reason()}")

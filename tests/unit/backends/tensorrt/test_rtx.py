@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from onnx import TensorProto
 
 from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions, get
 from vlaopt.backends.tensorrt import cuda
-from vlaopt.backends.tensorrt.rtx import BACKEND, FILE, RtxBackend, _meaning
+from vlaopt.backends.tensorrt.rtx import BACKEND, FILE, _meaning
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed", exc_type=ImportError)
@@ -74,7 +76,8 @@ def test_a_setting_of_the_wrong_kind_is_refused(key, value, graphs):
 
 def test_a_build_reports_its_progress(graphs):
     seen: list[tuple[str, int, int]] = []
-    RtxBackend(progress=lambda phase, step, steps: seen.append((phase, step, steps))).build(Graph(graphs["conv"]), ADA)
+    told = replace(ADA, advance=lambda phase, step, steps: seen.append((phase, step, steps)))
+    BACKEND.build(Graph(graphs["conv"]), told)
     assert len(seen) > 10
     assert all(0 <= step <= steps for _, step, steps in seen)
     assert seen[-1][1] == seen[-1][2]
