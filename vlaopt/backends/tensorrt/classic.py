@@ -9,11 +9,19 @@ from typing import Any
 
 from vlaopt.artifact.graph import Graph
 from vlaopt.backends import Engine, EngineOptions, Placement, Session
+from vlaopt.backends.tensorrt.building import settings_of
 from vlaopt.backends.tensorrt.cuda import driver_problem
 from vlaopt.errors import EnvironmentProblem
 from vlaopt.optional import installed_version
 
-SETTINGS: dict[str, Any] = {}
+SETTINGS: dict[str, Any] = {
+    "optimization_level": 3,
+    "workspace_mib": 0,
+    "cuda_graph": True,
+    "version_compatible": False,
+    "hardware_compatible": False,
+    "profiles": {},
+}
 
 _HINT = "pip install 'vlaopt[tensorrt]'"
 
@@ -43,6 +51,7 @@ class TensorRtBackend:
         return {"tensorrt": self.version()}
 
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
+        settings_of(options, SETTINGS, self.name)
         raise EnvironmentProblem("tensorrt: not in this version of vlaopt")
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
