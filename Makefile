@@ -11,6 +11,8 @@ POLICIES ?= edge-vla,act,smolvla
 # LeRobot asks for an older torch and for torchvision's CUDA build; beside a CPU-only torch it works without asking.
 LEROBOT := accelerate av datasets deepdiff diffusers draccus einops huggingface_hub imageio jsonlines num2words \
            opencv-python-headless pyserial termcolor transformers
+# Triton's client asks for an older protobuf and ml_dtypes; its schema, which is all that is used, works without asking.
+TRITON := grpcio python-rapidjson
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
@@ -25,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[build,cpu,rtx,data,plot,sim,dev]' $(LEROBOT)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps lerobot torchvision
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[build,cpu,rtx,data,plot,sim,dev]' $(LEROBOT) $(TRITON)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps lerobot torchvision tritonclient
 	touch $@
 
 setup: $(STAMP) ## Make .venv with everything

@@ -20,6 +20,7 @@ from vlaopt.cli import (
     diagnose,
     evaluate,
     inspect,
+    export_triton,
     recipe,
     sensitivity,
     stage,
@@ -84,6 +85,7 @@ for module in (
     cache,
 ):
     module.add_to(app)
+    export_triton,
 
 
 def run(arguments: list[str]) -> int:
