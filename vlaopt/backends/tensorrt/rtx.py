@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vlaopt.artifact.graph import Graph
-from vlaopt.backends import Engine, EngineOptions, Placement, Session, graph_on_disk
-from vlaopt.backends.tensorrt.cuda import Stream, driver_problem
+from vlaopt.backends import ONE_OF, Engine, EngineOptions, Placement, Session
+from vlaopt.backends.kept import keep, recall
+from vlaopt.backends.tensorrt import cuda
+from vlaopt.backends.tensorrt import log as logs
+from vlaopt.backends.tensorrt.building import Refusal, Refused, configure, parsed, platform_name, settings_of
+from vlaopt.backends.tensorrt.inspection import inspect
+from vlaopt.backends.tensorrt.library import RTX
 from vlaopt.backends.tensorrt.session import TensorRtSession
-from vlaopt.errors import EnvironmentProblem, InputError, StageError
-from vlaopt.optional import installed_version, require
+from vlaopt.errors import EnvironmentProblem, InputError
+from vlaopt.hashing import digest_bytes
 
 FILE = "engine.rtx"
-SETTINGS = {"workspace_mib": 0, "cuda_graph": False}
+SETTINGS: dict[str, Any] = {"optimization_level": 3, "workspace_mib": 0, "cuda_graph": True, "profiles": {}}
 
-_MODULE, _EXTRA = "tensorrt_rtx_bindings", "rtx"
-_HINT = "pip install 'vlaopt[rtx]'"
 _NOTE = "precision not audited: TensorRT for RTX tells layers apart only where a driver is"
-# What the parser logs, as a warning, before it reads uint8 as int8 and so calculates something else.
-_READ_AS_INT8 = "Defaulting to INT8"
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -38,46 +37,37 @@ class RtxBackend:
     timed: bool = True
 
     def missing(self) -> str | None:
-        return None if importlib.util.find_spec(_MODULE) else f"{_MODULE} is not installed: {_HINT}"
+        return RTX.missing()
 
     def version(self) -> str:
-        found = installed_version("tensorrt-rtx-cu13-bindings") or installed_version("tensorrt-rtx-cu12-bindings")
-        if found is None:
-            raise EnvironmentProblem(f"{_MODULE} is not installed", hint=_HINT)
-        return found
+        return RTX.version()
 
     def runnable(self) -> str | None:
-        if reason := self.missing() or driver_problem():
-            return reason
-        return None if _has_cuda_python() else "cuda-python is not installed: pip install cuda-python"
+        return self.missing() or cuda.problem() or RTX.problem()
 
     def machine(self) -> Mapping[str, str]:
-        return {"tensorrt-rtx": self.version()}
+        here = {"os": platform_name()}
+        if self.missing() is None:
+            here["tensorrt-rtx"] = self.version()
+        if cuda.problem() is None:
+            here["sm"] = cuda.device().sm
+        return here
 
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """One engine, strongly typed, for every compute capability of `options` (none: the GPU of this machine).
 
-        `settings.workspace_mib` bounds the scratch memory of the engine; 0 leaves TensorRT's own limit. Raises
-        StageError with the parser's node and reason or the builder's reason.
+        Raises StageError with the parser's node and reason or the builder's reason.
         """
-        settings = _settings(options)
-        trt = require(_MODULE, _EXTRA)
-        log = _log(trt)
-        builder = trt.Builder(log)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, log)  # must outlive the build: it holds the network's weights
-        _parse(parser, graph, log)
-        config = builder.create_builder_config()
-        _target(trt, config, options)
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        if settings["workspace_mib"]:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings["workspace_mib"] << 20)
-        if options.advance is not None:
-            config.progress_monitor = _monitor(trt, options.advance)
-        engine = builder.build_serialized_network(network, config)
-        if engine is None:
-            raise StageError(f"TensorRT for RTX cannot build the engine: {log.reason()}")
-        return Engine(files={FILE: bytes(engine)}, precisions={}, notes=(_NOTE,))
+        settings = settings_of(options, SETTINGS, self.name)
+        draft = parsed(RTX.load(), RTX.name, graph)
+        targets = _target(draft.trt, draft.config, options.compute_capabilities)
+        configure(draft, settings, options)
+        engine = draft.build()
+        needs = {"tensorrt-rtx": self.version(), "sm": ONE_OF.join(targets), "os": platform_name()}
+        if cuda.problem() or cuda.device().sm not in targets:
+            return Engine({FILE: engine}, precisions={}, notes=(_NOTE,), needs=needs, facts={"typing": "strong"})
+        told = inspect(draft.trt, _deserialized(draft.trt, engine, logs.collector(draft.trt)), graph)
+        return Engine({FILE: engine}, told.precisions, (), told.layers, needs, {**told.facts, "typing": "strong"})
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
         """A session on the first GPU. Raises EnvironmentProblem when this machine or its GPU cannot run the engine.
@@ -86,149 +76,93 @@ class RtxBackend:
         """
         if set(files) != {FILE}:
             raise InputError(f"a tensorrt-rtx engine is one file {FILE}, not {', '.join(sorted(files)) or 'none'}")
-        settings = _settings(options)
+        settings = settings_of(options, SETTINGS, self.name)
         if reason := self.runnable():
             raise EnvironmentProblem(f"a tensorrt-rtx engine cannot run here: {reason}")
-        trt = require(_MODULE, _EXTRA)
-        stream = Stream(require("cuda.bindings.runtime", _EXTRA))
-        log = _log(trt)
-        runtime = trt.Runtime(log)
-        _check_validity(trt, runtime, files[FILE], log)
-        engine = runtime.deserialize_cuda_engine(files[FILE])
-        if engine is None:
-            raise EnvironmentProblem(f"TensorRT for RTX cannot load the engine: {log.reason()}", hint="build it again")
-        return TensorRtSession(trt, engine, _context(trt, engine, settings["cuda_graph"], log), stream)
+        trt = RTX.load()
+        log = logs.collector(trt)
+        engine = _deserialized(trt, files[FILE], log)
+        config = engine.create_runtime_config()
+        if settings["cuda_graph"]:
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        compiled = _RuntimeCache(
+            config, options.cache, f"{self.version()}-sm{cuda.device().sm}-{digest_bytes(files[FILE])}"
+        )
+        context = engine.create_execution_context(config)
+        if context is None:
+            raise EnvironmentProblem(f"TensorRT for RTX cannot make an execution context: {logs.reason(log)}")
+        compiled.keep()
+        return TensorRtSession(trt, engine, context, cuda.Stream(), log=log)
 
 
 BACKEND = RtxBackend()
 
 
-def _settings(options: EngineOptions) -> dict[str, Any]:
-    unknown = sorted(set(options.settings) - set(SETTINGS))
-    if unknown:
-        raise InputError(f"unknown tensorrt-rtx setting {unknown[0]!r}", hint=f"settings: {', '.join(SETTINGS)}")
-    settings = {**SETTINGS, **options.settings}
-    mib = settings["workspace_mib"]
-    if isinstance(mib, bool) or not isinstance(mib, int) or mib < 0:
-        raise InputError(f"tensorrt-rtx setting 'workspace_mib' is a number of MiB, not {mib!r}")
-    if not isinstance(settings["cuda_graph"], bool):
-        raise InputError(f"tensorrt-rtx setting 'cuda_graph' is true or false, not {settings['cuda_graph']!r}")
-    return settings
+def check(graph: Graph, compute_capability: str) -> tuple[Refusal, ...]:
+    """Why NVIDIA's parser or builder refuses a graph, strongly typed, for GPUs of one compute capability like '8.9'.
 
-
-def _has_cuda_python() -> bool:
+    Empty where an engine can be built. Raises EnvironmentProblem where TensorRT for RTX cannot be imported or does not
+    build for that compute capability.
+    """
+    trt = RTX.load()
     try:
-        return importlib.util.find_spec("cuda.bindings") is not None
-    except ModuleNotFoundError:  # raised when the parent package `cuda` is absent
-        return False
+        draft = parsed(trt, RTX.name, graph)
+        _target(trt, draft.config, (compute_capability,))
+        draft.build()
+    except Refused as refused:
+        return refused.refusals
+    return ()
 
 
-def _parse(parser: Any, graph: Graph, log: Any) -> None:
-    with graph_on_disk(graph) as path:
-        parsed = parser.parse_from_file(str(path))
-    if not parsed:
-        problems = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise StageError(f"TensorRT for RTX refuses the graph: {'; '.join(problems) or log.reason()}")
-    if any(_READ_AS_INT8 in message for message in log.warnings):
-        raise StageError(
-            "TensorRT for RTX would read this graph's uint8 quantization as int8",
-            hint="quantize with int8 and zero point 0",
-        )
-
-
-def _parser_error(error: Any) -> str:
-    text = re.sub(r"^Assertion failed: \S+: ", "", " ".join(error.desc().split()))
-    named = error.node_name() or (f"#{error.node()}" if error.node() >= 0 else "")
-    return f"node {named!r} ({error.node_operator()}): {text}" if named else text
-
-
-def _target(trt: Any, config: Any, options: EngineOptions) -> None:
+def _target(trt: Any, config: Any, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Have the engine built for these compute capabilities, or this machine's; gives them as numbers."""
     known = {
         f"{name[2:-1]}.{name[-1]}": value
         for name, value in trt.ComputeCapability.__members__.items()
         if re.fullmatch(r"SM\d+", name)
     }
-    wanted = options.compute_capabilities
     if unknown := [name for name in wanted if name not in known]:
         raise EnvironmentProblem(
             f"TensorRT for RTX does not build for compute capability {unknown[0]}", hint=f"it has {', '.join(known)}"
         )
-    if not wanted and (reason := driver_problem()):
+    if not wanted and (reason := cuda.problem()):
         raise InputError(f"no compute capability to build for is named, and {reason}", hint="name one, like 8.9")
     chosen = [known[name] for name in wanted] or [trt.ComputeCapability.CURRENT]
     config.num_compute_capabilities = len(chosen)
     for index, capability in enumerate(chosen):
         if not config.set_compute_capability(capability, index):
             raise EnvironmentProblem(f"TensorRT for RTX refuses compute capability {capability.name}")
+    return wanted or (cuda.device().sm,)
 
 
-def _check_validity(trt: Any, runtime: Any, engine: bytes, log: Any) -> None:
+def _deserialized(trt: Any, engine: bytes, log: logs.Log) -> Any:
+    """The engine of these bytes. Raises EnvironmentProblem with the reason where this machine cannot run it."""
+    runtime = trt.Runtime(log)
     validity, diagnostics = runtime.get_engine_validity(engine)
-    if validity != trt.EngineValidity.INVALID:
-        return
-    members = trt.EngineInvalidityDiagnostics.__members__.items()
-    reasons = [name.lower().replace("_", " ") for name, flag in members if int(diagnostics) & int(flag)]
-    raise EnvironmentProblem(
-        f"the engine does not fit this machine: {', '.join(reasons) or log.reason()}", hint="build it again"
-    )
+    if validity == trt.EngineValidity.INVALID:
+        members = trt.EngineInvalidityDiagnostics.__members__.items()
+        reasons = [name.lower().replace("_", " ") for name, flag in members if int(diagnostics) & int(flag)]
+        raise EnvironmentProblem(
+            f"the engine does not fit this machine: {', '.join(reasons) or logs.reason(log)}", hint="build it again"
+        )
+    loaded = runtime.deserialize_cuda_engine(engine)
+    if loaded is None:
+        raise EnvironmentProblem(f"TensorRT for RTX cannot load the engine: {logs.reason(log)}", hint="build it again")
+    return loaded
 
 
-def _context(trt: Any, engine: Any, cuda_graph: bool, log: Any) -> Any:
-    config = engine.create_runtime_config()
-    if cuda_graph:
-        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    context = engine.create_execution_context(config)
-    if context is None:
-        raise EnvironmentProblem(f"TensorRT for RTX cannot make an execution context: {log.reason()}")
-    return context
+class _RuntimeCache:
+    """The kernels that RTX compiles for the GPU while an engine is opened, kept in `folder` for the next opening."""
 
+    def __init__(self, config: Any, folder: Path | None, key: str) -> None:
+        self._folder, self._key = folder, f"rtx-{key}"
+        self._cache = config.create_runtime_cache()
+        self._began = recall(folder, self._key) if folder else None
+        if self._began is not None and not self._cache.deserialize(self._began):
+            self._cache.reset()
+        config.set_runtime_cache(self._cache)
 
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps warnings and errors: a call that fails returns None and says why only here."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.warnings: list[str] = []
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity == trt.ILogger.WARNING:
-                self.warnings.append(message)
-            elif severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-        def reason(self) -> str:
-            return "; ".join(dict.fromkeys(map(_meaning, self.errors))) or "it gives no reason"
-
-    return Log()
-
-
-def _meaning(message: str) -> str:
-    """A line of TensorRT's log without the names of its functions and source files."""
-    text = re.sub(r"^\S+ Error Code \d+: ", "", " ".join(message.split()))
-    text = re.sub(r"\[\w+\.cpp:\d+: \w+\] ", "", text)
-    return re.sub(r"\.? In \w+ at \S+?:\d+", "", text)
-
-
-def _monitor(trt: Any, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Passes the builder's phases on to `progress`."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.steps: dict[str, int] = {}
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self.steps[phase] = steps
-            progress(phase, 0, steps)
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            progress(phase, step + 1, self.steps[phase])
-            return True  # False would cancel the build
-
-        def phase_finish(self, phase: str) -> None:
-            steps = self.steps.pop(phase)
-            progress(phase, steps, steps)
-
-    return Monitor()
+    def keep(self) -> None:
+        data = bytes(self._cache.serialize()) if self._folder else b""
+        if self._folder and data != self._began:
+            keep(self._folder, self._key, data)

@@ -10,7 +10,8 @@ from onnx import TensorProto
 from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions, get
 from vlaopt.backends.tensorrt import cuda
-from vlaopt.backends.tensorrt.rtx import BACKEND, FILE, _meaning
+from vlaopt.backends.tensorrt.log import meaning
+from vlaopt.backends.tensorrt.rtx import BACKEND, FILE, check
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed", exc_type=ImportError)
@@ -53,6 +54,15 @@ def test_uint8_quantization_is_refused_instead_of_read_as_int8(quantized_graph):
 def test_the_parser_names_the_node(one_node):
     with pytest.raises(StageError, match=r"node 'my/node 1' \(Mystery\): .*Plugin not found"):
         BACKEND.build(Graph(one_node("Mystery", domain="maker.example")), ADA)
+
+
+def test_a_check_says_nothing_of_what_can_be_built_and_names_the_node_of_what_cannot(graphs, one_node, quantized_graph):
+    assert check(Graph(graphs["int8"]), "8.9") == ()
+    (refusal,) = check(Graph(one_node("Mystery", domain="maker.example")), "8.9")
+    assert (refusal.node, refusal.operator) == ("my/node 1", "Mystery")
+    assert "Plugin not found" in refusal.reason
+    (refusal,) = check(Graph(quantized_graph(TensorProto.FLOAT8E4M3FN)), "8.6")
+    assert "sm86, because the model contains HW-specific datatypes" in refusal.reason
 
 
 @pytest.mark.parametrize("percent", [0, 1, 50, 99])
@@ -99,7 +109,7 @@ def test_an_engine_with_other_files_is_refused():
 
 def test_an_absent_library_is_reported_with_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
-    monkeypatch.setattr("vlaopt.backends.tensorrt.rtx.installed_version", lambda distribution: None)
+    monkeypatch.setattr("vlaopt.backends.tensorrt.library.installed_version", lambda distribution: None)
     assert "vlaopt[rtx]" in BACKEND.missing()
     with pytest.raises(EnvironmentProblem, match="is not installed"):
         BACKEND.version()
@@ -114,4 +124,4 @@ def test_a_line_of_the_log_is_told_without_functions_and_source_files():
         "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:1500: run_passes] Cannot compile for "
         "target(s) sm86. In compileGraph at /_src/optimizer/myelin/codeGenerator.cpp:2012)"
     )
-    assert _meaning(logged) == "Myelin (Cannot compile for target(s) sm86)"
+    assert meaning(logged) == "Myelin (Cannot compile for target(s) sm86)"

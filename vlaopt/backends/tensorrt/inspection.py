@@ -1,0 +1,154 @@
+"""What an engine tells of itself: the precision of its layers, reformats, fusions lost, memory.
+
+Read from the engine inspector's JSON, which `trtexec --exportLayerInfo` writes too. Layers are records in both forms of
+it: TensorRT 10 has `Bindings` beside them and one text for format and type of a tensor, 11 has `I/O Tensors` and two.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vlaopt.artifact.graph import Graph
+from vlaopt.backends.audit import MATRIX_OPERATORS, UNKNOWN, by_node
+from vlaopt.errors import StageError
+
+# How TensorRT's layers write element types, the narrowest first: `Int8`, `Row major linear FP16 format`, `BFloat16`.
+_TYPES = {
+    "fp4": r"fp4|e2m1",
+    "int8": r"int8",
+    "fp8": r"fp8|e4m3\w*|float8\w*",
+    "fp16": r"half|fp16|float16",
+    "bf16": r"bf16|bfloat16",
+    "fp32": r"float|fp32|float32",
+}
+# Kernels of NVIDIA's xmma name the types of what they multiply: sm80_xmma_gemm_i8f32_i8i32_f32_tn computes in i8.
+_MULTIPLIED = {
+    "e2m1": "fp4",
+    "i8": "int8",
+    "e4m3": "fp8",
+    "e5m2": "fp8",
+    "f16": "fp16",
+    "bf16": "bf16",
+    "tf32": "fp32",
+    "f32": "fp32",
+}
+_ANY = "|".join((*_MULTIPLIED, "i32"))
+_TACTIC = re.compile(rf"_(?:{_ANY})(?:{_ANY})_({'|'.join(_MULTIPLIED)})(?:{_ANY})_")
+_MATRIX_KERNEL = re.compile(r"conv|gemm|matmul|matrixmultiply|mha|lstm|rnn|gru", re.IGNORECASE)
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[^\w/]|$|\[)")
+_SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+_QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What an engine tells: precisions and layers as in `vlaopt.backends.Engine`, facts as JSON values."""
+
+    precisions: Mapping[str, int]
+    layers: Mapping[str, str]
+    facts: Mapping[str, Any]
+
+
+def inspect(trt: Any, engine: Any, graph: Graph) -> Inspection:
+    """What a deserialized engine of `graph` tells. Raises StageError when its inspector gives no JSON."""
+    told = read(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON), graph)
+    facts = {**told.facts, "layers": engine.num_layers, "activation_bytes": int(engine.device_memory_size_v2)}
+    if hasattr(engine, "get_engine_stat"):  # from 10.16 on; before, only the weights of convolutions are told
+        facts["weights_bytes"] = int(engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE))
+    return Inspection(told.precisions, told.layers, facts)
+
+
+def read(text: str, graph: Graph) -> Inspection:
+    """What the inspector's JSON says of an engine of `graph`. Raises StageError when it is none.
+
+    `precisions` counts nodes that multiply matrices, and kernels that do without telling whose; it is empty where the
+    engine was built to tell nothing but names. The facts: `layers`, `reformats`, and in `fusions_lost` the Q/DQ nodes
+    that run as layers of their own, though a layer behind them should have taken them in.
+    """
+    layers = _records(text)
+    nodes = {node.name: node for node in graph.nodes()}
+    detailed = [layer for layer in layers if layer.get("Inputs") is not None]
+    products = sorted(filter(lambda layer: _multiplies(layer, nodes), detailed), key=_generated)
+    found = by_node(graph, [(names(layer), precision(layer)) for layer in products])
+    nameless = [layer for layer in products if not _generated(layer) and not by_node(graph, [(names(layer), "")])]
+    counts = Counter(found.values()) + Counter(map(precision, nameless))
+    facts: dict[str, Any] = {
+        "layers": len(layers),
+        "reformats": sum(_reformats(layer) for layer in layers),
+        "fusions_lost": sorted({name for layer in layers for name in _lost(layer, nodes)}),
+    }
+    if weights := sum(map(_weights, detailed)):
+        facts["weights_bytes"] = weights
+    return Inspection(dict(sorted(counts.items())), found, facts)
+
+
+def names(layer: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ONNX nodes that a layer was made from: by its metadata, else by its name, which joins them by `+`."""
+    if told := tuple(dict.fromkeys(_ONNX_NODE.findall(layer.get("Metadata") or ""))):
+        return told
+    return tuple(part for part in re.split(r"\s*\+\s*", layer["Name"]) if part)
+
+
+def precision(layer: Mapping[str, Any]) -> str:
+    """What a layer multiplies in: by its kernel's name, else by its weights, else the narrowest of its inputs."""
+    if kernel := _TACTIC.search(layer.get("TacticName") or ""):
+        return _MULTIPLIED[kernel[1]]
+    weights = layer.get("Weights")
+    if isinstance(weights, Mapping) and (kind := _type(str(weights.get("Type", "")))):
+        return kind
+    kinds = [_type(_written(tensor)) for tensor in layer["Inputs"]]
+    return next((kind for kind in _TYPES if kind in kinds), UNKNOWN)
+
+
+def _records(text: str) -> list[dict[str, Any]]:
+    try:
+        layers = json.loads(text)["Layers"]
+        return [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in layers]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(f"the engine inspector gives no list of layers: {' '.join(text.split())[:200]}") from error
+
+
+def _written(tensor: Mapping[str, Any]) -> str:
+    return str(next((tensor[key] for key in ("Format/Datatype", "DataType", "Datatype") if key in tensor), ""))
+
+
+def _type(written: str) -> str | None:
+    return next((kind for kind, how in _TYPES.items() if re.search(rf"\b(?:{how})\b", written, re.IGNORECASE)), None)
+
+
+def _generated(layer: Mapping[str, Any]) -> bool:
+    """Whether a layer is code that was generated for several nodes: beside a product of its own, it may only move data.
+
+    Kernels that multiply and nothing else come first where both name a node.
+    """
+    return layer.get("LayerType") == "kgen" and not _TACTIC.search(layer.get("TacticName") or "")
+
+
+def _multiplies(layer: Mapping[str, Any], nodes: Mapping[str, Any]) -> bool:
+    kind = f"{layer.get('LayerType', '')} {layer.get('TacticName', '')}"
+    return not _reformats(layer) and (
+        _MATRIX_KERNEL.search(kind) is not None
+        or any(name in nodes and nodes[name].operator in MATRIX_OPERATORS for name in names(layer))
+    )
+
+
+def _reformats(layer: Mapping[str, Any]) -> bool:
+    return layer.get("LayerType") == "Reformat" or layer["Name"].startswith("Reformatting CopyNode")
+
+
+def _lost(layer: Mapping[str, Any], nodes: Mapping[str, Any]) -> Iterator[str]:
+    """The DequantizeLinear nodes of a layer that is made of nothing but Q/DQ nodes."""
+    known = [nodes[name] for name in names(layer) if name in nodes]
+    if known and all(node.operator in _QUANTIZING for node in known):
+        yield from (node.name for node in known if node.operator == "DequantizeLinear")
+
+
+def _weights(layer: Mapping[str, Any]) -> int:
+    """Bytes of the weights and the bias that a layer tells of."""
+    told = [layer[key] for key in ("Weights", "Bias") if isinstance(layer.get(key), Mapping)]
+    return sum(int(part.get("Count", 0)) * _SIZES.get(_type(str(part.get("Type", ""))) or "", 0) for part in told)

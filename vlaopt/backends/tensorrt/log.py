@@ -1,0 +1,59 @@
+"""TensorRT's log, collected: a call that fails returns None and says why only there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+MEMORY_HINT = "close other programs, lower engine.tensorrt.workspace_mib, or build one component at a time"
+
+_MEMORY = re.compile(
+    r"out of memory|out_of_memory|outofmemory|insufficient (?:\w+ )?(?:memory|workspace)|bad_alloc"
+    r"|(?:unable|failed|not enough memory) to allocate|requested amount of gpu memory",
+    re.IGNORECASE,
+)
+
+
+class Log(Protocol):
+    """A logger of TensorRT that keeps what it is told."""
+
+    warnings: list[str]
+    errors: list[str]
+
+
+def collector(trt: Any) -> Log:
+    """A logger for `trt` (its module) that keeps warnings and errors."""
+
+    class Collector(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.warnings: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity == trt.ILogger.WARNING:
+                self.warnings.append(message)
+            elif severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    made: Log = Collector()
+    return made
+
+
+def reason(log: Log) -> str:
+    """What the errors of a log say, each once, in one line."""
+    return "; ".join(dict.fromkeys(map(meaning, log.errors))) or "it gives no reason"
+
+
+def ran_out_of_memory(messages: Sequence[str]) -> bool:
+    """Whether lines of a log tell of memory that was not to be had."""
+    return any(_MEMORY.search(message) for message in messages)
+
+
+def meaning(message: str) -> str:
+    """A line of TensorRT's log without the names of its functions and source files."""
+    text = re.sub(r"^\S+ Error Code \d+: ", "", " ".join(message.split()))
+    text = re.sub(r"\[\w+\.cpp:\d+: \w+\] ", "", text)
+    text = re.sub(r"\(In \w+ at \S+?:\d+ ", "(", text)
+    return re.sub(r"\.? In \w+ at \S+?:\d+", "", text)
