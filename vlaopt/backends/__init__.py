@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -150,6 +150,40 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True)
+@dataclass(frozen=True)
+class Euler:
+    """An euler loop over one component: at each of `times`, state ← state + dt · velocity, in float32.
+
+    `state`, `time` and `velocity` are the names of the component's ports.
+    """
+
+    state: str
+    time: str
+    velocity: str
+    times: tuple[float, ...]
+    dt: float
+
+
+@runtime_checkable
+class Integrating(Protocol):
+    """A session that may run a whole loop by itself, without the state coming to the host between its steps."""
+
+    def integrate(
+        self, feeds: Mapping[str, Value], euler: Euler, noise: np.ndarray, resident: Collection[str] = ()
+    ) -> tuple[np.ndarray, dict[str, Any]] | None:
+        """The state after `noise`, float32, went through all steps, and the last step's outputs as `run` gives them.
+
+        `feeds` are the inputs but for state and time. None where it cannot: the loop is then for the caller.
+        """
+        ...
+
+
+def told(session: Session) -> tuple[str, ...]:
+    """What a session says of how it ran, such as whether it did as a CUDA graph."""
+    said: tuple[str, ...] = getattr(session, "told", ())
+    return said
+
+
 class EngineOptions:
     """What a component is compiled for. `threads` 0 leaves the backend's default; `compute_capabilities` like '8.9'.
 

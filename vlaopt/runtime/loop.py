@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlaopt.artifact.policy_spec import AutoregressiveLoop, DiffusionLoop, EulerLoop, PolicySpec, TensorSpec
-from vlaopt.backends import Session
+from vlaopt.backends import Euler, Integrating, Session
 from vlaopt.errors import InputError
 from vlaopt.runtime.diffusion import denoised, timesteps
 from vlaopt.tensors import Array, check, check_finite
@@ -99,13 +99,32 @@ class _Run:
         self.tensors |= outputs
         return outputs
 
+    def integrate(self, name: str, euler: Euler, noise: Array) -> Array | None:
+        """The state after a loop that component `name` runs by itself, or None where it cannot, or a tap must see."""
+        session = self._sessions[name]
+        if self._tap or not isinstance(session, Integrating):
+            return None
+        taken = [
+            tensor.name for tensor in self._components[name].inputs if tensor.name not in (euler.state, euler.time)
+        ]
+        feeds = {tensor: self.tensors[tensor] for tensor in taken}
+        given = session.integrate(feeds, euler, noise, self._resident.get(name, ()))
+        if given is None:
+            return None
+        state, outputs = given
+        self.tensors |= outputs
+        return state
+
 
 def _integrate(run: _Run, loop: EulerLoop, noise: Array, steer: Steer | None) -> Array:
     state = noise.astype(np.float32)
     dt = (loop.end - loop.start) / loop.steps
-    for k in range(loop.steps):
-        # In Python's doubles, then rounded: NumPy 1 and 2 round a float32 scalar times an int differently.
-        time = loop.start + k * dt
+    # In Python's doubles, then rounded: NumPy 1 and 2 round a float32 scalar times an int differently.
+    times = tuple(loop.start + k * dt for k in range(loop.steps))
+    euler = Euler(loop.state_input, loop.time_input, loop.velocity_output, times, dt)
+    if steer is None and (integrated := run.integrate(loop.step, euler, state)) is not None:
+        return integrated
+    for time in times:
         outputs = run.call(loop.step, {loop.state_input: state, loop.time_input: time})
         velocity: Array = outputs[loop.velocity_output].astype(np.float32, copy=False)
         if steer:

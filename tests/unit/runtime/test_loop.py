@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vlaopt.artifact.policy_spec import AutoregressiveLoop, Component, DiffusionLoop, PolicySpec, TensorSpec
+from vlaopt.backends import Euler
 from vlaopt.errors import InputError
 from vlaopt.runtime.loop import check_noise, draw_noise, noise_shape, run_loop
 from vlaopt.tensors import Array
@@ -316,3 +317,41 @@ def test_nothing_stays_in_the_backend_that_a_tap_or_another_backend_sees(flow: A
     mixed = {"eye": sessions["eye"], "aflow": Another(sessions["aflow"].function)}
     run_loop(policy.spec, mixed, {"state": np.zeros((1, 2), np.float32)}, NOISE)
     assert sessions["eye"].resident == set()
+
+
+class Whole:
+    """How a session runs a whole loop by itself: here the state becomes 9, and it remembers what it was asked."""
+
+    def __init__(self, given: Any = None) -> None:
+        self.asked: list[Any] = []
+        self.given = given
+
+    def __call__(self, feeds: Any, euler: Euler, noise: Array, resident: Any = ()) -> Any:
+        self.asked.append((feeds, euler, noise, resident))
+        return self.given
+
+
+def test_a_session_that_runs_the_loop_by_itself_is_asked_once_with_all_that_it_needs(flow: Any) -> None:
+    policy, sessions = flow(lambda x, t: x, steps=4, start=1.0, end=0.0)
+    whole = sessions["aflow"].integrate = Whole((np.full((1, 2, 2), 9, np.float32), {"v": np.zeros((1, 2, 2))}))
+    assert policy.predict_chunk(OBSERVATION, NOISE).tolist() == [[9, 9], [9, 9]]
+    [(feeds, euler, noise, resident)] = whole.asked
+    assert euler == Euler("x", "t", "v", (1.0, 0.75, 0.5, 0.25), -0.25)
+    assert (feeds.keys(), noise.tolist(), set(resident)) == ({"prefix"}, NOISE.tolist(), set())
+    assert sessions["aflow"].calls == []
+
+
+def test_a_session_that_cannot_run_the_loop_by_itself_is_run_step_by_step(flow: Any) -> None:
+    policy, sessions = flow(lambda x, t: np.full_like(x, 3))
+    sessions["aflow"].integrate = Whole(None)
+    assert policy.predict_chunk(OBSERVATION, NOISE) == pytest.approx(NOISE[0] + 3, abs=1e-6)
+    assert len(sessions["aflow"].calls) == 4
+
+
+def test_who_must_see_or_steer_the_steps_gets_them_one_by_one(flow: Any) -> None:
+    policy, sessions = flow(lambda x, t: np.full_like(x, 3))
+    whole = sessions["aflow"].integrate = Whole()
+    policy.predict_chunk(OBSERVATION, NOISE, tap=lambda *_: None)
+    given = policy.processors.prepare(OBSERVATION)
+    run_loop(policy.spec, sessions, given, NOISE, steer=lambda state, velocity, time: velocity)
+    assert (len(sessions["aflow"].calls), whole.asked) == (8, [])

@@ -1,112 +1,141 @@
-"""The NVIDIA driver and the memory of one session: buffers in pairs (pinned host, device) on one stream."""
+"""CUDA on this machine, and the memory of one session: buffers in pairs (pinned host, device) on one stream.
+
+Everything goes through cuda-python or pycuda, whichever is installed (`cuda_libraries`).
+"""
 
 from __future__ import annotations
 
-import ctypes
-import sys
+import contextlib
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vlaopt.errors import EnvironmentProblem
+from vlaopt.backends.tensorrt.cuda_libraries import Device, Library, cuda_library
+from vlaopt.errors import EnvironmentProblem, VlaoptError
 
-_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+__all__ = ["Buffer", "Capture", "Device", "Stream", "device", "driver_problem", "free_memory_mib", "problem"]
 
 
-def driver_problem() -> str | None:
-    """None when an NVIDIA driver with a visible GPU answers, else the reason in one line."""
+def problem() -> str | None:
+    """Why CUDA cannot be used here, in one line: no library, no driver, no GPU. None where it can."""
     try:
-        driver = ctypes.CDLL(_DRIVER)
-    except OSError:
-        return f"no NVIDIA driver: {_DRIVER} cannot be loaded"
-    if code := driver.cuInit(0):
-        return f"no usable NVIDIA driver: cuInit answers error {code}"
-    count = ctypes.c_int()
-    if code := driver.cuDeviceGetCount(ctypes.byref(count)):
-        return f"no usable NVIDIA driver: cuDeviceGetCount answers error {code}"
-    return None if count.value else "the NVIDIA driver sees no GPU"
+        found = cuda_library().devices()
+    except EnvironmentProblem as error:
+        told = error.message
+        return told if told.startswith(("no ", "CUDA cannot")) else f"no usable NVIDIA driver: {told}"
+    return None if found else "the NVIDIA driver sees no GPU"
+
+
+driver_problem = problem
+
+
+def device() -> Device:
+    """The first GPU. Raises EnvironmentProblem where there is none."""
+    return cuda_library().device()
+
+
+def free_memory_mib() -> int:
+    """What the first GPU has free. On one that shares memory with the CPU, the system may have less to give."""
+    return cuda_library().free_memory() >> 20
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """One tensor in both memories: `host` is a numpy view of pinned memory, `device` an address."""
+    """One tensor in both memories: `host` is a numpy view of pinned memory, `device` an address.
+
+    A smaller shape lies at the start of both.
+    """
 
     host: np.ndarray
     device: int
 
+    def view(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The host's memory as `shape`, of no more elements than the buffer has."""
+        if shape == self.host.shape:
+            return self.host
+        return self.host.reshape(-1)[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What was queued on a stream while it was captured; `launch` queues all of it again, at once."""
+
+    launch: Callable[[], None]
+
 
 class Stream:
-    """A CUDA stream and the buffers made on it; all are freed with it.
+    """A CUDA stream and the buffers and captures made on it; all are freed with it. For one thread at a time."""
 
-    `runtime` is the module `cuda.bindings.runtime` of NVIDIA's cuda-python, or one with its functions.
-    """
-
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
-        self._stream = self._call("cudaStreamCreate")
-        self._freed_by: list[tuple[str, Any]] = [("cudaStreamDestroy", self._stream)]
-        self._finalizer = weakref.finalize(self, _free, runtime, self._freed_by)
-
-    @property
-    def handle(self) -> int:
-        return int(self._stream)
+    def __init__(self, library: Library | None = None) -> None:
+        self.library = library or cuda_library()
+        self._frees: list[Callable[[], Any]] = []
+        self._finalizer = weakref.finalize(self, _free, self._frees)
+        self.handle = self._kept(self.library.stream())
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        """A buffer of static `shape`. Raises EnvironmentProblem when memory runs out."""
-        size = max(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize, 1)
-        device = int(self._call("cudaMalloc", size))
-        self._freed_by.append(("cudaFree", device))
-        pinned = int(self._call("cudaMallocHost", size))
-        self._freed_by.append(("cudaFreeHost", pinned))
-        memory = (ctypes.c_byte * size).from_address(pinned)
+        """A buffer for `shape`. Raises EnvironmentProblem when memory runs out."""
         count = int(np.prod(shape, dtype=np.int64))
-        return Buffer(np.frombuffer(memoryview(memory), dtype=dtype, count=count).reshape(shape), device)
+        size = max(count * np.dtype(dtype).itemsize, 1)
+        address = self._kept(self.library.memory(size))
+        pinned = self._kept(self.library.pinned(size))
+        return Buffer(pinned[: count * np.dtype(dtype).itemsize].view(dtype).reshape(shape), address)
 
-    def upload(self, buffer: Buffer) -> None:
-        """Queue the copy of `buffer` to the device."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._copy(buffer.device, buffer.host.ctypes.data, buffer.host.nbytes, kind)
+    def upload(self, buffer: Buffer, shape: tuple[int, ...] | None = None) -> None:
+        """Queue the copy of `buffer`, or of its first elements as `shape`, to the device."""
+        self.library.upload(buffer.device, _part(buffer, shape), self.handle)
 
-    def download(self, buffer: Buffer) -> None:
-        """Queue the copy of `buffer` to the host; complete after `wait`."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._copy(buffer.host.ctypes.data, buffer.device, buffer.host.nbytes, kind)
+    def download(self, buffer: Buffer, shape: tuple[int, ...] | None = None) -> None:
+        """Queue the copy of `buffer`, or of its first elements as `shape`, to the host; complete after `wait`."""
+        self.library.download(_part(buffer, shape), buffer.device, self.handle)
 
-    def copy(self, source: Buffer, to: Buffer) -> None:
-        """Queue the copy of `source` into `to`, of the same size, on the device."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._copy(to.device, source.device, to.host.nbytes, kind)
+    def copy(self, source: Buffer, to: Buffer, shape: tuple[int, ...] | None = None) -> None:
+        """Queue the copy of `source` into `to`, or of its first elements as `shape`, on the device."""
+        self.library.copy(to.device, source.device, _part(source, shape).nbytes, self.handle)
 
     def wait(self) -> None:
         """Until all that was queued is done."""
-        _check(self._runtime, self._runtime.cudaStreamSynchronize(self._stream))
+        self.library.wait(self.handle)
+
+    def capture(self, queue: Callable[[], None]) -> Capture:
+        """What `queue` puts on the stream, without running it.
+
+        Raises EnvironmentProblem with CUDA's reason where it cannot be captured, and what `queue` raises; the stream
+        can be used on.
+        """
+        self.library.begin(self.handle)
+        try:
+            queue()
+        except VlaoptError:
+            self._abandon()
+            raise
+        graph = self._kept(self.library.end(self.handle))
+        return Capture(lambda: self.library.launch(graph, self.handle))
 
     def close(self) -> None:
-        """Free the buffers and the stream, in the opposite order of their making."""
+        """Free everything in the opposite order of its making. The buffers' memory must not be touched after it."""
         self._finalizer()
 
-    def _copy(self, to: int, source: int, size: int, kind: Any) -> None:
-        _check(self._runtime, self._runtime.cudaMemcpyAsync(to, source, size, kind, self._stream))
+    def _abandon(self) -> None:
+        try:
+            _, free = self.library.end(self.handle)
+        except EnvironmentProblem:
+            return  # as it must be: the capture was spoilt
+        free()
 
-    def _call(self, name: str, *arguments: int) -> Any:
-        return _check(self._runtime, getattr(self._runtime, name)(*arguments))[0]
-
-
-def _check(runtime: Any, answer: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values behind the error code of a cuda-python `answer`. Raises EnvironmentProblem with CUDA's reason."""
-    code, *values = answer
-    if code != runtime.cudaError_t.cudaSuccess:
-        _, text = runtime.cudaGetErrorString(code)
-        raise EnvironmentProblem(
-            f"CUDA error {int(code)}: {text.decode() if isinstance(text, bytes) else text}",
-            hint="a CUDA error stays until the process ends; start it again",
-        )
-    return tuple(values)
+    def _kept(self, made: tuple[Any, Callable[[], Any]]) -> Any:
+        what, free = made
+        self._frees.append(free)
+        return what
 
 
-def _free(runtime: Any, freed_by: list[tuple[str, Any]]) -> None:
-    while freed_by:
-        name, what = freed_by.pop()
-        getattr(runtime, name)(what)
+def _part(buffer: Buffer, shape: tuple[int, ...] | None) -> np.ndarray:
+    return buffer.host if shape is None else buffer.view(shape)
+
+
+def _free(frees: list[Callable[[], Any]]) -> None:
+    while frees:
+        with contextlib.suppress(EnvironmentProblem):  # after a sticky error nothing can be freed, and all of it is
+            frees.pop()()

@@ -1,0 +1,137 @@
+"""All steps of an euler loop queued at once: state and velocity never leave the device, and one CUDA graph holds it.
+
+The state is accumulated in float32 outside the step's engine, as `vlaopt.runtime.loop` does it on the host: a second,
+tiny engine, made here with TensorRT's own network, adds the step's velocity to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlaopt.backends import Euler
+from vlaopt.backends.tensorrt.cuda import Buffer, Capture, Stream
+from vlaopt.backends.tensorrt.log import Log, reason
+from vlaopt.errors import EnvironmentProblem, StageError
+
+_FLOATS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """The opened component that a loop repeats: three of its buffers, and what queues one run of it."""
+
+    state: Buffer
+    time: Buffer
+    velocity: Buffer
+    enqueue: Callable[[], None]
+
+
+class WholeLoop:
+    """One euler loop over one step, on that step's stream. `told` says how it runs, once it ran.
+
+    Raises StageError with TensorRT's reason where the engine that updates the state cannot be made.
+    """
+
+    def __init__(self, trt: Any, log: Log, stream: Stream, step: Step, euler: Euler) -> None:
+        self._stream = stream
+        self._step = step
+        self._log = log
+        self._update = _update_context(trt, log, euler.dt, step)
+        self._state, self._next = (stream.buffer(step.state.host.shape, "float32") for _ in range(2))
+        # What the step takes: the state itself, or rounded to the type of its port.
+        kind = step.state.host.dtype.name
+        self._taken = self._next if kind == "float32" else stream.buffer(step.state.host.shape, kind)
+        self._times = _at_each_time(stream, step.time, euler.times)
+        self._bind()
+        self._graph: Capture | None = None
+        self.told = ""
+
+    def run(self, noise: np.ndarray) -> np.ndarray:
+        """The state after the last step, float32, a view of this loop's memory, for `noise`, float32."""
+        for buffer in (self._state, self._step.state):
+            np.copyto(buffer.host, noise, casting="unsafe")
+            self._stream.upload(buffer)
+        if self._graph:
+            self._graph.launch()
+        else:
+            self._queue()
+            if not self.told:
+                self.told = self._capture()
+        self._stream.download(self._state)
+        self._stream.wait()
+        return self._state.host
+
+    def _queue(self) -> None:
+        for time in self._times:
+            self._stream.copy(time, self._step.time)
+            self._step.enqueue()
+            if not self._update.execute_async_v3(self._stream.handle):
+                raise StageError(f"TensorRT refused to update the state of the loop: {reason(self._log)}")
+            self._stream.copy(self._next, self._state)
+            self._stream.copy(self._taken, self._step.state)
+
+    def _capture(self) -> str:
+        self._stream.wait()
+        try:
+            self._graph = self._stream.capture(self._queue)
+        except (EnvironmentProblem, StageError) as error:
+            return f"the whole loop queued at once, without a CUDA graph: {error.message}"
+        return "the whole loop as one CUDA graph"
+
+    def _bind(self) -> None:
+        at = {"state": self._state, "velocity": self._step.velocity, "next": self._next}
+        if self._taken is not self._next:
+            at["taken"] = self._taken
+        for name, buffer in at.items():
+            if not self._update.set_tensor_address(name, buffer.device):
+                raise StageError(f"TensorRT refuses the address of tensor {name!r}: {reason(self._log)}")
+
+
+def _at_each_time(stream: Stream, port: Buffer, times: tuple[float, ...]) -> list[Buffer]:
+    """A buffer of the time input for each step, on the device already."""
+    all_of_them = stream.buffer((len(times), *port.host.shape), port.host.dtype.name)
+    all_of_them.host[:] = np.array(times).reshape(-1, *[1] * port.host.ndim)  # rounded as numpy rounds one number
+    stream.upload(all_of_them)
+    return [Buffer(part, all_of_them.device + index * part.nbytes) for index, part in enumerate(all_of_them.host)]
+
+
+def _update_context(trt: Any, log: Log, dt: float, step: Step) -> Any:
+    """A context of the engine: next = state + dt · velocity, in float32, and `taken`, rounded, where asked for."""
+    plan = _update_plan(trt, log, dt, step)
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan) if plan is not None else None
+    context = engine.create_execution_context() if engine is not None else None
+    if context is None:
+        raise StageError(f"TensorRT cannot make the engine that updates the state: {reason(log)}")
+    return context
+
+
+def _update_plan(trt: Any, log: Log, dt: float, step: Step) -> Any:
+    """The plan, or None with the reason in the log."""
+    shape = step.state.host.shape
+    kinds = [_FLOATS.get(buffer.host.dtype.name) for buffer in (step.state, step.velocity)]
+    if None in kinds or step.velocity.host.shape != shape:
+        raise StageError("the loop's state and velocity are not of one shape, or no floating-point numbers")
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    taken, given = (getattr(trt.DataType, str(kind)) for kind in kinds)
+    state = network.add_input("state", trt.DataType.FLOAT, trt.Dims(shape))
+    velocity = network.add_input("velocity", given, trt.Dims(shape))
+    if given != trt.DataType.FLOAT:
+        velocity = network.add_cast(velocity, trt.DataType.FLOAT).get_output(0)
+    number = np.full([1] * len(shape), dt, np.float32)  # TensorRT reads it until the plan is built
+    factor = network.add_constant(trt.Dims(number.shape), trt.Weights(number)).get_output(0)
+    change = network.add_elementwise(velocity, factor, trt.ElementWiseOperation.PROD).get_output(0)
+    after = network.add_elementwise(state, change, trt.ElementWiseOperation.SUM).get_output(0)
+    _mark(network, after, "next")
+    if taken != trt.DataType.FLOAT:
+        _mark(network, network.add_cast(after, taken).get_output(0), "taken")
+    return builder.build_serialized_network(network, builder.create_builder_config())
+
+
+def _mark(network: Any, tensor: Any, name: str) -> None:
+    tensor.name = name
+    network.mark_output(tensor)
