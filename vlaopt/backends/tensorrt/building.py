@@ -36,10 +36,10 @@ class Refusal:
 
 
 class Refused(StageError):
-    """TensorRT does not take a graph, or cannot build an engine of it; `refusals` are its reasons, one at least."""
+    """TensorRT does not take a graph, or cannot build an engine of it; `refusals` are its reasons."""
 
-    def __init__(self, message: str, refusals: Sequence[Refusal], *, hint: str | None = None) -> None:
-        super().__init__(f"{message}: {'; '.join(map(str, refusals))}", hint=hint)
+    def __init__(self, message: str, *, hint: str | None = None, refusals: Sequence[Refusal] = ()) -> None:
+        super().__init__(message, hint=hint)
         self.refusals = tuple(refusals)
 
 
@@ -62,8 +62,8 @@ class Draft:
         if built is not None:
             return bytes(built)
         hint = logs.MEMORY_HINT if logs.ran_out_of_memory([*self.log.errors, *self.log.warnings]) else None
-        raise Refused(
-            f"{self.title} cannot build the engine", [Refusal(*self._node(), logs.reason(self.log))], hint=hint
+        raise _refused(
+            f"{self.title} cannot build the engine", Refusal(*self._node(), logs.reason(self.log)), hint=hint
         )
 
     def _node(self) -> tuple[str, str]:
@@ -86,11 +86,11 @@ def parsed(trt: Any, title: str, graph: Graph, *, strong: bool = True) -> Draft:
         taken = parser.parse_from_file(str(path))
     if not taken:
         refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise Refused(f"{title} refuses the graph", refusals or [Refusal("", "", logs.reason(log))])
+        raise _refused(f"{title} refuses the graph", *(refusals or [Refusal("", "", logs.reason(log))]))
     if any(_READ_AS_INT8 in message for message in log.warnings):
-        raise Refused(
+        raise _refused(
             f"{title} refuses the graph",
-            [Refusal("", "", f"{title} would read this graph's uint8 quantization as int8")],
+            Refusal("", "", f"{title} would read this graph's uint8 quantization as int8"),
             hint="quantize with int8 and zero point 0",
         )
     return Draft(graph, trt, builder, network, parser, builder.create_builder_config(), log, title)
@@ -125,6 +125,10 @@ def settings_of(options: EngineOptions, defaults: Mapping[str, Any], backend: st
         if wanted := _wanted(name, value):
             raise InputError(f"{backend} setting {name!r} is {wanted}, not {value!r}")
     return settings
+
+
+def _refused(message: str, *refusals: Refusal, hint: str | None = None) -> Refused:
+    return Refused(f"{message}: {'; '.join(map(str, refusals))}", hint=hint, refusals=refusals)
 
 
 def _refusal(error: Any) -> Refusal:

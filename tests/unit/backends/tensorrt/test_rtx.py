@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+import platform
+import re
 from dataclasses import replace
 
+import onnx
 import pytest
 from onnx import TensorProto
 
 from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions, get
 from vlaopt.backends.tensorrt import cuda
+from vlaopt.backends.tensorrt.building import Refused
 from vlaopt.backends.tensorrt.log import meaning
 from vlaopt.backends.tensorrt.rtx import BACKEND, FILE, check
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
@@ -24,6 +29,8 @@ def test_an_engine_is_built_for_a_gpu_that_is_not_here(graphs):
     for graph in graphs.values():
         engine = BACKEND.build(Graph(graph), ADA)
         assert len(engine.files[FILE]) > 10_000
+        assert engine.needs == {"tensorrt-rtx": BACKEND.version(), "sm": "8.9", "os": f"linux-{platform.machine()}"}
+        assert engine.facts == {"typing": "strong"}
         assert engine.precisions == {}
         assert "not audited" in engine.notes[0]
 
@@ -65,6 +72,43 @@ def test_a_check_says_nothing_of_what_can_be_built_and_names_the_node_of_what_ca
     assert "sm86, because the model contains HW-specific datatypes" in refusal.reason
 
 
+def test_a_refusal_comes_whole_out_of_a_child_process(one_node):
+    with pytest.raises(Refused) as caught:
+        BACKEND.build(Graph(one_node("Mystery", domain="maker.example")), ADA)
+    sent = pickle.loads(pickle.dumps(caught.value))
+    assert (str(sent), sent.hint, sent.refusals) == (str(caught.value), caught.value.hint, caught.value.refusals)
+
+
+@pytest.fixture(scope="module")
+def dynamic(graphs):
+    """The int8 graph with a dynamic first dimension called `batch`."""
+    model = onnx.load_from_string(graphs["int8"])
+    for port in (*model.graph.input, *model.graph.output):
+        port.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return Graph(model.SerializeToString())
+
+
+def test_a_dynamic_dimension_is_built_by_its_profile(dynamic):
+    profiled = replace(ADA, settings={"profiles": {"batch": [1, 2, 8]}})
+    assert len(BACKEND.build(dynamic, profiled).files[FILE]) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("profiles", "message", "hint"),
+    [
+        ({}, "dimension 'batch' of input 'image' is dynamic and has no profile", r"profiles: \{batch: \[1, 1, 8\]\}"),
+        ({"batch": [1, 1, 8], "tokens": [1, 1, 8]}, "profile 'tokens' is of no dynamic dimension", "it has batch"),
+        ({"batch": [4, 1, 8]}, "'profiles' is three sizes by the name of a dimension", ""),
+        ({"batch": [0, 1, 8]}, "'profiles' is three sizes", ""),
+        ({"batch": [1, 8]}, "'profiles' is three sizes", ""),
+    ],
+)
+def test_profiles_that_do_not_fit_the_graph_are_refused_by_name(dynamic, profiles, message, hint):
+    with pytest.raises(InputError, match=message) as caught:
+        BACKEND.build(dynamic, replace(ADA, settings={"profiles": profiles}))
+    assert re.search(hint, caught.value.hint or "")
+
+
 @pytest.mark.parametrize("percent", [0, 1, 50, 99])
 def test_a_graph_cut_anywhere_is_refused(percent, graphs):
     graph = graphs["conv"]
@@ -78,7 +122,9 @@ def test_a_compute_capability_that_rtx_lacks_is_refused_with_those_it_has(graphs
     assert "8.9" in caught.value.hint
 
 
-@pytest.mark.parametrize(("key", "value"), [("workspace_mib", -1), ("workspace_mib", True), ("cuda_graph", "yes")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("workspace_mib", -1), ("workspace_mib", True), ("cuda_graph", "yes"), ("optimization_level", 6)]
+)
 def test_a_setting_of_the_wrong_kind_is_refused(key, value, graphs):
     with pytest.raises(InputError, match=f"'{key}' is"):
         BACKEND.build(Graph(graphs["conv"]), EngineOptions(compute_capabilities=("8.9",), settings={key: value}))
