@@ -12,7 +12,7 @@ from typing import Any
 from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions, graph_on_disk
 from vlaopt.backends.tensorrt import log as logs
-from vlaopt.errors import InputError, StageError
+from vlaopt.errors import EnvironmentProblem, InputError, StageError
 
 LEVELS = range(6)
 """Of `optimization_level`: how long the builder searches."""
@@ -43,6 +43,11 @@ class Refused(StageError):
         self.refusals = tuple(refusals)
 
 
+def refused(message: str, refusals: Sequence[Refusal], *, hint: str | None = None) -> Refused:
+    """The error whose message goes on with all of `refusals`, one at least."""
+    return Refused(f"{message}: {'; '.join(map(str, refusals))}", hint=hint, refusals=refusals)
+
+
 @dataclass(frozen=True, eq=False)
 class Draft:
     """A parsed graph about to be built: TensorRT's builder, network and config, and the log of all three."""
@@ -62,9 +67,8 @@ class Draft:
         if built is not None:
             return bytes(built)
         hint = logs.MEMORY_HINT if logs.ran_out_of_memory([*self.log.errors, *self.log.warnings]) else None
-        raise _refused(
-            f"{self.title} cannot build the engine", Refusal(*self._node(), logs.reason(self.log)), hint=hint
-        )
+        reason = Refusal(*self._node(), logs.reason(self.log))
+        raise refused(f"{self.title} cannot build the engine", [reason], hint=hint)
 
     def _node(self) -> tuple[str, str]:
         """The layer that the errors of the log name, and its operator; the longest, where several are named."""
@@ -78,7 +82,7 @@ class Draft:
 def parsed(trt: Any, title: str, graph: Graph, *, strong: bool = True) -> Draft:
     """The graph in TensorRT's hands, `strong`ly typed or not. Raises Refused with every reason of the parser."""
     log = logs.collector(trt)
-    builder = trt.Builder(log)
+    builder = _builder(trt, title, log)
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag) if strong else 0)
     parser = trt.OnnxParser(network, log)
@@ -86,11 +90,11 @@ def parsed(trt: Any, title: str, graph: Graph, *, strong: bool = True) -> Draft:
         taken = parser.parse_from_file(str(path))
     if not taken:
         refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise _refused(f"{title} refuses the graph", *(refusals or [Refusal("", "", logs.reason(log))]))
+        raise refused(f"{title} refuses the graph", refusals or [Refusal("", "", logs.reason(log))])
     if any(_READ_AS_INT8 in message for message in log.warnings):
-        raise _refused(
+        raise refused(
             f"{title} refuses the graph",
-            Refusal("", "", f"{title} would read this graph's uint8 quantization as int8"),
+            [Refusal("", "", f"{title} would read this graph's uint8 quantization as int8")],
             hint="quantize with int8 and zero point 0",
         )
     return Draft(graph, trt, builder, network, parser, builder.create_builder_config(), log, title)
@@ -127,8 +131,11 @@ def settings_of(options: EngineOptions, defaults: Mapping[str, Any], backend: st
     return settings
 
 
-def _refused(message: str, *refusals: Refusal, hint: str | None = None) -> Refused:
-    return Refused(f"{message}: {'; '.join(map(str, refusals))}", hint=hint, refusals=refusals)
+def _builder(trt: Any, title: str, log: logs.Log) -> Any:
+    try:
+        return trt.Builder(log)
+    except TypeError as error:  # how the bindings say that the library made none: its own reason is in the log
+        raise EnvironmentProblem(f"{title} gives no builder: {logs.reason(log)}") from error
 
 
 def _refusal(error: Any) -> Refusal:
