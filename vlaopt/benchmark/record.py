@@ -92,7 +92,10 @@ class Actions(Part):
 
 
 class BenchRecord(Part):
-    """One measurement. `verdict` other than VALID comes with `reasons`."""
+    """One measurement. `verdict` other than VALID comes with `reasons`.
+
+    `told` is what the components' sessions said of how they ran, such as whether it was as a CUDA graph.
+    """
 
     schema_: Literal["vlaopt.bench/1"] = Field(default="vlaopt.bench/1", alias="schema")
     subject: Subject
@@ -110,6 +113,7 @@ class BenchRecord(Part):
     overhead_us: float
     others_cpu_share: float | None
     actions: Actions
+    told: dict[str, tuple[str, ...]] = {}
 
     def to_json(self) -> str:
         """Canonical JSON."""

@@ -130,6 +130,8 @@ def show(record: Any) -> None:
         f"cold start {record.cold_start_ms:.0f} ms · peak memory {memory} · energy {energy} · "
         f"harness {record.overhead_us:.1f} µs"
     )
+    for name, told in record.told.items():
+        terminal.give_words(f"{name} ran: {'; '.join(told)}")
     terminal.give_words(f"actions checked: {record.actions.checked}")
     terminal.give_words(f"verdict: {record.verdict}" + (f": {'; '.join(record.reasons)}" if record.reasons else ""))
 

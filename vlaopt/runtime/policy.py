@@ -51,6 +51,10 @@ class Policy:
         return self._stepper.needs_observation
 
     def reset(self) -> None:
+    def told(self) -> dict[str, tuple[str, ...]]:
+        """What its components' sessions say of how they ran, such as whether as a CUDA graph; most say nothing."""
+        return {name: said for name, session in self._sessions.items() if (said := backends.told(session))}
+
         """Start a new episode: forget what `predict` remembers and start the noise again from the seed."""
         self._stepper.reset()
         self._generator = np.random.default_rng(self._seed)

@@ -64,7 +64,7 @@ def bench_artifact(
 
     libraries = {policy.backend: backends.get(policy.backend).version()}
     with progress.task(f"measuring at {settings.hz:g} Hz for {settings.duration_s:g} s, then back-to-back"):
-        return measure(
+        record = measure(
             of_sample(policy.predict_chunk),
             golden.samples,
             settings=settings,
@@ -83,6 +83,7 @@ def _worst(artifact: Artifact) -> float:
 
 def metrics(record: BenchRecord) -> dict[str, Any]:
     """The figures of a record that summaries show."""
+    return record.model_copy(update={"told": policy.told()})
     paced, burst = record.paced, record.back_to_back
     return {
         "verdict": record.verdict,

@@ -239,3 +239,10 @@ def test_tensors_that_stay_in_the_backend_change_nothing(
     assert all(isinstance(value, np.ndarray) for tensors in seen for value in tensors.values())
     for _ in range(3):
         assert np.array_equal(policy.predict_chunk(tiny_observation), watched)
+
+
+def test_a_policy_passes_on_what_its_sessions_say_of_how_they_ran(flow: Any) -> None:
+    policy, sessions = flow(still)
+    assert policy.told() == {}
+    sessions["aflow"].told = ("as a CUDA graph",)
+    assert policy.told() == {"aflow": ("as a CUDA graph",)}

@@ -7,6 +7,7 @@ import importlib
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,27 @@ class TensorRtSession:
     """A component run by TensorRT; one thread at a time.
 
     With `cuda_graph` a run is one launch of what its first run queued, where CUDA can capture that. An engine with
-    dynamic dimensions has buffers for the largest shapes of its profile, and no CUDA graph.
+    dynamic dimensions has buffers for the largest shapes of its profile, and no CUDA graph. `cache` is a folder where
+    the small engine of a whole loop is kept.
     """
 
     def __init__(
-        self, trt: Any, engine: Any, context: Any, stream: Stream, *, cuda_graph: bool = False, log: Log | None = None
+        self,
+        trt: Any,
+        engine: Any,
+        context: Any,
+        stream: Stream,
+        *,
+        cuda_graph: bool = False,
+        log: Log | None = None,
+        cache: Path | None = None,
     ) -> None:
         self._trt = trt
         self._engine = engine  # a context must not outlive its engine
         self._context = context
         self._stream = stream
         self._log = log
+        self._cache = cache
         self._busy = threading.Lock()
         self._inputs: tuple[Port, ...] = ()
         self._outputs: tuple[Port, ...] = ()
@@ -173,7 +184,7 @@ class TensorRtSession:
         # Not a method of this session: it would hold the session, which holds the loop, for ever.
         step = Step(state, time, velocity, functools.partial(_queue, self._context, self._stream, self._log))
         try:
-            return WholeLoop(self._trt, self._log or collector(self._trt), self._stream, step, euler)
+            return WholeLoop(self._trt, self._log or collector(self._trt), self._stream, step, euler, self._cache)
         except (EnvironmentProblem, StageError) as error:
             self._told["loop"] = f"the loop step by step: {error.message}"
             return None

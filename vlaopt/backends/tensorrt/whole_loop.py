@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlaopt.backends import Euler
+from vlaopt.backends.kept import keep, recall
+from vlaopt.backends.tensorrt.building import platform_name
 from vlaopt.backends.tensorrt.cuda import Buffer, Capture, Stream
 from vlaopt.backends.tensorrt.log import Log, reason
 from vlaopt.errors import EnvironmentProblem, StageError
+from vlaopt.hashing import digest_json
 
 _FLOATS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 
@@ -36,11 +40,11 @@ class WholeLoop:
     Raises StageError with TensorRT's reason where the engine that updates the state cannot be made.
     """
 
-    def __init__(self, trt: Any, log: Log, stream: Stream, step: Step, euler: Euler) -> None:
+    def __init__(self, trt: Any, log: Log, stream: Stream, step: Step, euler: Euler, cache: Path | None) -> None:
         self._stream = stream
         self._step = step
         self._log = log
-        self._update = _update_context(trt, log, euler.dt, step)
+        self._update = _update_context(trt, log, euler.dt, step, _Kept.of(trt, stream, step, euler, cache))
         self._state, self._next = (stream.buffer(step.state.host.shape, "float32") for _ in range(2))
         # What the step takes: the state itself, or rounded to the type of its port.
         kind = step.state.host.dtype.name
@@ -99,10 +103,39 @@ def _at_each_time(stream: Stream, port: Buffer, times: tuple[float, ...]) -> lis
     return [Buffer(part, all_of_them.device + index * part.nbytes) for index, part in enumerate(all_of_them.host)]
 
 
-def _update_context(trt: Any, log: Log, dt: float, step: Step) -> Any:
+@dataclass(frozen=True)
+class _Kept:
+    """Where the plan of an update lies on this machine once it was built: loading a builder takes time and memory."""
+
+    folder: Path
+    key: str
+
+    @classmethod
+    def of(cls, trt: Any, stream: Stream, step: Step, euler: Euler, folder: Path | None) -> _Kept | None:
+        if folder is None:
+            return None
+        gpu = stream.library.device()
+        form = {"shape": step.state.host.shape, "dt": euler.dt}
+        form |= {name: getattr(step, name).host.dtype.name for name in ("state", "velocity")}
+        here = {
+            "tensorrt": trt.__version__,
+            "gpu": gpu.name,
+            "sm": gpu.sm,
+            "os": platform_name(),
+        }
+        return cls(folder, digest_json({"euler update": form, **here}))
+
+
+def _update_context(trt: Any, log: Log, dt: float, step: Step, kept: _Kept | None) -> Any:
     """A context of the engine: next = state + dt · velocity, in float32, and `taken`, rounded, where asked for."""
-    plan = _update_plan(trt, log, dt, step)
-    engine = trt.Runtime(log).deserialize_cuda_engine(plan) if plan is not None else None
+    runtime = trt.Runtime(log)
+    plan = recall(kept.folder, kept.key) if kept else None
+    engine = runtime.deserialize_cuda_engine(plan) if plan else None
+    if engine is None and (built := _update_plan(trt, log, dt, step)) is not None:
+        plan = bytes(built)
+        engine = runtime.deserialize_cuda_engine(plan)
+        if kept and engine is not None:
+            keep(kept.folder, kept.key, plan)
     context = engine.create_execution_context() if engine is not None else None
     if context is None:
         raise StageError(f"TensorRT cannot make the engine that updates the state: {reason(log)}")
