@@ -71,12 +71,13 @@ class Draft:
         raise refused(f"{self.title} cannot build the engine", [reason], hint=hint)
 
     def _node(self) -> tuple[str, str]:
-        """The layer that the errors of the log name, and its operator; the longest, where several are named."""
+        """The first node of the graph that the errors of the log name, and its operator."""
         told = " ".join(self.log.errors)
-        layers = [self.network.get_layer(index) for index in range(self.network.num_layers)]
-        named = [layer for layer in layers if len(layer.name) > 1 and _holds(told, layer.name)]
-        best = max(named, key=lambda layer: len(layer.name), default=None)
-        return (best.name, best.type.name) if best else ("", "")
+        found = [
+            (place, -len(node.name), node) for node in self.graph.nodes() if (place := _place(told, node.name)) >= 0
+        ]
+        _, _, node = min(found, key=lambda entry: entry[:2], default=(0, 0, None))
+        return (node.name, node.operator) if node else ("", "")
 
 
 def parsed(trt: Any, title: str, graph: Graph, *, strong: bool = True) -> Draft:
@@ -139,13 +140,15 @@ def _builder(trt: Any, title: str, log: logs.Log) -> Any:
 
 
 def _refusal(error: Any) -> Refusal:
-    text = re.sub(r"^Assertion failed: \S+: ", "", " ".join(error.desc().split()))
+    text = logs.parser_meaning(error.desc())
     return Refusal(error.node_name() or (f"#{error.node()}" if error.node() >= 0 else ""), error.node_operator(), text)
 
 
-def _holds(text: str, name: str) -> bool:
-    """Whether `text` holds `name`, and not as a part of a longer one."""
-    return re.search(rf"(?<![\w/.]){re.escape(name)}(?![\w/])", text) is not None
+def _place(text: str, name: str) -> int:
+    """Where `text` names the node `name`, -1 where it does not; a plain word must be told to be one: `layer pool`."""
+    told = "" if "/" in name else r"(?:\b(?:node|layer)s? |[\[{'\"`])"
+    found = re.search(rf"{told}(?<![\w/])(?<!\w\.){re.escape(name)}(?![\w/])", text) if name else None
+    return found.start() if found else -1
 
 
 def _add_profile(draft: Draft, profiles: Mapping[str, Sequence[int]]) -> None:

@@ -85,7 +85,7 @@ class TensorRtBackend:
                 hint="leave out engine.tensorrt.hardware_compatible",
             )
         if reason := self.runnable():
-            raise EnvironmentProblem(f"a tensorrt engine cannot be built here: {reason}", hint=CLASSIC.hint)
+            raise EnvironmentProblem(f"a tensorrt engine cannot be built here: {reason}")
         gpu, wanted = cuda.device(), options.compute_capabilities
         if wanted and gpu.sm not in wanted:
             raise EnvironmentProblem(
@@ -130,7 +130,9 @@ class TensorRtBackend:
                 f"TensorRT cannot make an execution context: {logs.reason(log)}",
                 hint="close other programs that use the GPU" if memory else None,
             )
-        return TensorRtSession(trt, engine, context, cuda.Stream(), cuda_graph=settings["cuda_graph"], log=log)
+        return TensorRtSession(
+            trt, engine, context, cuda.Stream(), cuda_graph=settings["cuda_graph"], log=log, cache=options.cache
+        )
 
     def _needs(self, settings: Mapping[str, Any]) -> dict[str, str]:
         """What loads the engine: this very TensorRT and GPU, or any of those that it was made compatible with."""

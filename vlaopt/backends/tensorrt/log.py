@@ -57,3 +57,16 @@ def meaning(message: str) -> str:
     text = re.sub(r"\[\w+\.cpp:\d+: \w+\] ", "", text)
     text = re.sub(r"\(In \w+ at \S+?:\d+ ", "(", text)
     return re.sub(r"\.? In \w+ at \S+?:\d+", "", text)
+
+
+def parser_meaning(description: str) -> str:
+    """A parser's description of an error without the names of its functions and source files.
+
+    Where it wraps what the network said, as "Invalid Node - … (…: what In function at file) [file] Error Code 1: …",
+    that alone: a machine without a driver adds an error of CUDA that has nothing to do with the node.
+    """
+    text = " ".join(description.split())
+    if wrapped := re.search(r"API Usage Error \((?:[^ ]+: )?(.+?)\.? In \w+ at \S+\)", text):
+        return wrapped[1]
+    text = re.sub(r"^Assertion failed: \S+: ", "", text)
+    return "it gives no reason" if text == "false" else text

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vlaopt.artifact.graph import Graph
@@ -92,22 +93,26 @@ class RtxBackend:
         if context is None:
             raise EnvironmentProblem(f"TensorRT for RTX cannot make an execution context: {logs.reason(log)}")
         compiled.keep()
-        return TensorRtSession(trt, engine, context, cuda.Stream(), log=log)
+        return TensorRtSession(trt, engine, context, cuda.Stream(), log=log, cache=options.cache)
 
 
 BACKEND = RtxBackend()
 
 
-def check(graph: Graph, compute_capability: str) -> tuple[Refusal, ...]:
+def check(
+    graph: Graph, compute_capability: str, profiles: Mapping[str, Sequence[int]] = MappingProxyType({})
+) -> tuple[Refusal, ...]:
     """Why NVIDIA's parser or builder refuses a graph, strongly typed, for GPUs of one compute capability like '8.9'.
 
-    Empty where an engine can be built. Raises EnvironmentProblem where TensorRT for RTX cannot be imported or does not
-    build for that compute capability.
+    Empty where an engine can be built. `profiles` are those of dynamic dimensions, as in `settings`. Raises
+    EnvironmentProblem where TensorRT for RTX cannot be imported or does not build for that compute capability,
+    InputError for dimensions and profiles that do not fit each other.
     """
     trt = RTX.load()
     try:
         draft = parsed(trt, RTX.name, graph)
         _target(trt, draft.config, (compute_capability,))
+        configure(draft, {**SETTINGS, "profiles": profiles}, EngineOptions())
         draft.build()
     except Refused as refused:
         return refused.refusals
