@@ -16,7 +16,7 @@ TRITON := grpcio python-rapidjson
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-full check fix eval train-reference bench peers clean
+.PHONY: help setup demo test test-slow test-full check check-310 fix eval train-reference bench peers clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+(-<recipe>)?:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -48,12 +48,17 @@ test-slow: $(STAMP) ## Run the tests that take minutes
 test-full: $(STAMP) ## Run the tests on policies in full size and on every shipped recipe: half an hour, 8 GB
 	$(BIN)/python -m pytest -m full
 
-check: $(STAMP) ## Format, lint, types, floors, meta tests: under a minute
+check: $(STAMP) check-310 ## Format, lint, types, floors, meta tests: under a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/meta -n 2
+
+# ruff and mypy know 3.10's syntax and vlaopt's types; vermin knows every module, name and argument of the standard library.
+check-310: $(STAMP) ## All code runs on Python 3.10, JetPack 6's; compiled by it where it is installed
+	$(BIN)/vermin --quiet --no-tips --violations --target=3.10- vlaopt
+	@if python3.10 -c '' 2>/dev/null; then python3.10 -m compileall -q vlaopt; else echo "no python3.10 here: not compiled by it"; fi
 
 fix: $(STAMP) ## Format and mend what can be mended by itself
 	$(BIN)/ruff format .
