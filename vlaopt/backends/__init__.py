@@ -26,6 +26,7 @@ BUILT_IN = {
     "reference": "vlaopt.backends.reference",
     "tensorrt": "vlaopt.backends.tensorrt.classic",
     "tensorrt-rtx": "vlaopt.backends.tensorrt.rtx",
+    "trtexec": "vlaopt.backends.tensorrt.trtexec",
 }
 
 Placement = Literal["onnxruntime", "openvino", "tensorrt"]
@@ -150,7 +151,6 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True)
-@dataclass(frozen=True)
 class Euler:
     """An euler loop over one component: at each of `times`, state ← state + dt · velocity, in float32.
 
@@ -184,6 +184,7 @@ def told(session: Session) -> tuple[str, ...]:
     return said
 
 
+@dataclass(frozen=True)
 class EngineOptions:
     """What a component is compiled for. `threads` 0 leaves the backend's default; `compute_capabilities` like '8.9'.
 
