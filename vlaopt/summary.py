@@ -70,6 +70,8 @@ class Summary(Frozen):
     precisions: dict[str, int]
     gates: list[dict[str, Any]]
     verified_on: str
+    graph_check: str | None
+    """What NVIDIA's builder said of the graphs, or why it was not asked; None where the target is not TensorRT's."""
     success: dict[str, Any] | None
     bench: dict[str, Any] | None
     finish: dict[str, str] | None
@@ -110,6 +112,7 @@ def summarise(result: Build, store: Store, progress: Progress) -> Summary:
         precisions=engine.get("precisions", {}),
         gates=verified.get("gates", []),
         verified_on=_verified_on(verified),
+        graph_check=metrics.get("onnx", {}).get("graph_check"),
         success=verified.get("closed_loop"),
         bench=metrics.get("bench"),
         finish=artifact.manifest.finish.model_dump() if artifact.manifest.finish else None,

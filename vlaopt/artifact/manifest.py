@@ -206,6 +206,11 @@ def placed_path(placement: str, name: str) -> str:
     return str(PurePosixPath("onnx", placement, f"{name}.onnx"))
 
 
+def cache_path(name: str) -> str:
+    """Where the ranges of a component's activations lie as a classic calibration cache, for older tools."""
+    return str(PurePosixPath("policy", "calibration", f"{name}.cache"))
+
+
 def data_path(path: str) -> str:
     """Where the weights of the graph at `path` lie when its own file cannot hold them."""
     return f"{path}.data"

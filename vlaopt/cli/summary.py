@@ -68,6 +68,8 @@ def _measured(summary: Summary) -> list[str]:
 def _gates(summary: Summary) -> list[str]:
     held = sum(gate["held"] for gate in summary.gates)
     lines = [summary.verified_on]
+    if summary.graph_check:
+        lines.append(f"graphs checked for TensorRT: {summary.graph_check}")
     if summary.gates:
         tightest = max(summary.gates, key=lambda gate: gate["value"] / gate["limit"] if gate["limit"] else 0)
         lines.append(

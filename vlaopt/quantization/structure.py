@@ -5,6 +5,9 @@ TensorRT for RTX reads uint8 Q/DQ nodes as int8 without a word, and an unused qu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -16,6 +19,8 @@ from vlaopt.tensors import Array
 
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 DYNAMIC = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
+
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
 
 _ACTIVATIONS = {
     "onnxruntime": {TensorProto.UINT8},
@@ -34,18 +39,45 @@ _WEIGHTS = {
 _BLOCKED = (TensorProto.INT4, TensorProto.FLOAT4E2M1)
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What a backend cannot take of a graph: the node, what is wrong with it, and what would mend it.
+
+    `cure` is `precision` where computing the place in FP32 helps, `operator` where the graph must be written otherwise.
+    """
+
+    node: str
+    operator: str
+    reason: str
+    cure: Literal["precision", "operator"]
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.operator} {self.node!r} {self.reason}"
+
+
 def structural_check(model: ModelProto, placement: Placement) -> None:
-    """Raise StageError, with the node's name, where a graph breaks the rules for its kind of backend.
+    """Raise StageError, with the node's name, where a graph breaks the rules of `structural_fault`."""
+    if fault := structural_fault(model, placement):
+        raise StageError(str(fault), hint=fault.hint)
+
+
+def structural_fault(model: ModelProto, placement: Placement) -> Fault | None:
+    """The first place where the Q/DQ nodes of a graph break the rules for its kind of backend, or None.
 
     All: scales are constant, finite and positive; a quantizer is followed by dequantizers alone, and a dequantizer is
     used; scales per channel belong to weights and lie along the axis of the node that takes them; weights are int8;
-    int8 has zero point 0; of a product of two activations both are quantized or neither. `tensorrt`: int8 alone, float
-    biases, no integer operators. `openvino`: float biases, no symmetric int8 straight behind a MatMul, with which it
-    has crashed. `onnxruntime`: uint8 activations.
+    int8 has zero point 0; of a product of two activations both are quantized or neither. `tensorrt`: int8 alone, biases
+    that were never quantized, no integer operators. `openvino`: float biases, no symmetric int8 straight behind a
+    MatMul, with which it has crashed. `onnxruntime`: uint8 activations.
     """
     check = _Check(model.graph, placement)
-    for node in model.graph.node:
-        check.node(node)
+    try:
+        for node in model.graph.node:
+            check.node(node)
+    except _Broken as broken:
+        return broken.fault
+    return None
 
 
 def quantized_layers(model: ModelProto) -> list[str]:
@@ -153,6 +185,8 @@ class _Check:
                 raise _broken(node, "is not followed by dequantizers alone")
         elif not takers and node.output[0] not in self._given:
             raise _broken(node, "is not used")
+        elif self._placement == "tensorrt" and (taker := _with_bias(node.output[0], takers)):
+            raise _broken(node, f"makes the bias of {taker.name!r} in low precision", "TensorRT takes biases in float")
 
     def _check_axis(self, node: NodeProto, scale: Array, constant: bool) -> None:
         if not constant:
@@ -181,6 +215,11 @@ class _Check:
             raise _broken(node, f"has scales of shape {scale.shape} for blocks of shape {wanted}")
 
 
+def _with_bias(tensor: str, takers: list[NodeProto]) -> NodeProto | None:
+    """The node whose bias the tensor is, or None."""
+    return next((taker for taker in takers if taker.op_type in _BIASED and tensor in taker.input[2:3]), None)
+
+
 def _channel_axis(node: NodeProto, tensor: str, rank: int) -> int | None:
     """The axis of outputs in the weight or bias `tensor` of a node; None where it takes no scales per channel."""
     if tensor in node.input[2:3] and node.op_type in ("Conv", "Gemm"):
@@ -188,5 +227,13 @@ def _channel_axis(node: NodeProto, tensor: str, rank: int) -> int | None:
     return next((axis for at, axis in weight_axes(node, rank).items() if node.input[at] == tensor), None)
 
 
-def _broken(node: NodeProto, problem: str, hint: str | None = None) -> StageError:
-    return StageError(f"{node.op_type} {node.name!r} {problem}", hint=hint)
+class _Broken(Exception):
+    """Ends a check at the first fault."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
+def _broken(node: NodeProto, problem: str, hint: str | None = None) -> _Broken:
+    return _Broken(Fault(node.name, node.op_type, problem, "precision", hint))

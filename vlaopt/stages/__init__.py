@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.artifact.policy_spec import PolicySpec
 from vlaopt.benchmark.actions import ActionError, Limit, compare_actions
@@ -28,13 +29,17 @@ from vlaopt.tensors import Array
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """What the result of a stage depends on besides, and on this machine, for recipes that make the stage measure."""
+class Besides:
+    """What the result of a stage depends on besides for the recipes that ask for more of it.
+
+    Where that is to measure, it depends `on_this_machine` too.
+    """
 
     asked: Callable[[Recipe], bool]
-    values: tuple[str, ...]
-    target_values: tuple[str, ...]
-    tools: tuple[str, ...]
+    values: tuple[str, ...] = ()
+    target_values: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    on_this_machine: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,12 @@ class Stage:
     paths: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     on_this_machine: bool = False
-    measuring: Measuring | None = None
+    besides: Besides | None = None
 
     def key_parts(self, recipe: Recipe, source: Artifact | None) -> dict[str, Any]:
         """Everything the result depends on, as plain JSON values."""
-        if self.measuring and self.measuring.asked(recipe):
-            return self._that_measures(self.measuring).key_parts(recipe, source)
+        if self.besides and self.besides.asked(recipe):
+            return self._asked_for(self.besides).key_parts(recipe, source)
         resolved = recipe.resolved()
         versions = {tool: installed_version(tool) for tool in self.tools}
         return {
@@ -71,14 +76,14 @@ class Stage:
             "tools": {tool: version for tool, version in versions.items() if version},
         }
 
-    def _that_measures(self, besides: Measuring) -> Stage:
+    def _asked_for(self, more: Besides) -> Stage:
         return replace(
             self,
-            values=self.values + besides.values,
-            target_values=self.target_values + besides.target_values,
-            tools=self.tools + besides.tools,
-            on_this_machine=True,
-            measuring=None,
+            values=self.values + more.values,
+            target_values=self.target_values + more.target_values,
+            tools=self.tools + more.tools,
+            on_this_machine=self.on_this_machine or more.on_this_machine,
+            besides=None,
         )
 
     def outside(self, recipe: Recipe) -> dict[str, str]:
@@ -159,19 +164,26 @@ STAGES = (
         values=("quantize", "calibration"),
         paths=("calibration.path",),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
-        measuring=Measuring(
+        besides=Besides(
             lambda recipe: recipe.quantize.scheme == "mixed",
             values=("accept", "engine.backend", "engine.threads"),
             target_values=("kind", "arch", "backends", "reduce_range"),
             tools=("openvino",),
+            on_this_machine=True,
         ),
     ),
     Stage(
         "onnx",
-        version=3,
+        version=4,
         values=("onnx",),
         target_values=("backends", "reduce_range"),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
+        besides=Besides(
+            lambda recipe: "tensorrt" in backends.placements(recipe.target.backends),
+            values=("engine.tensorrt.profiles",),
+            target_values=("compute_capabilities",),
+            tools=("tensorrt-rtx-cu13-libs",),
+        ),
     ),
     Stage(
         "engine",

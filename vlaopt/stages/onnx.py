@@ -1,4 +1,7 @@
-"""onnx: the final portable graphs. Simplified, the plan written in as Q/DQ for each kind of backend, checked."""
+"""onnx: the final portable graphs. Simplified, the plan written in as Q/DQ for each kind of backend, checked.
+
+For targets of TensorRT by NVIDIA's own parser and builder too, where they are installed.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ import numpy as np
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.artifact.graph import Graph
-from vlaopt.artifact.manifest import PLAN_PATH, component_path, placed_path, plain_path
+from vlaopt.artifact.manifest import PLAN_PATH, cache_path, component_path, placed_path, plain_path
 from vlaopt.backends import EngineOptions
+from vlaopt.backends.tensorrt import calibration_cache
 from vlaopt.benchmark.actions import ActionError
 from vlaopt.graph.check import load
 from vlaopt.graph.external import encode
 from vlaopt.graph.simplify import simplify
 from vlaopt.progress import Progress
+from vlaopt.quantization.graph_check import check_builds, check_rules
 from vlaopt.quantization.plan import ComponentPlan, QuantizationPlan
 from vlaopt.quantization.rounding import rounded
 from vlaopt.quantization.smoothing import smooth
@@ -51,10 +56,18 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
                     if other != final:
                         draft.write_graph(placed_path(kind, name), other, "placed")
             draft.write_graph(component_path(name), final, "component")
+            if "tensorrt" in wanted:
+                check_rules(name, draft.graph(_for_tensorrt(draft, name)))
+                if component and component.named("int8"):
+                    draft.write(cache_path(name), calibration_cache.encode(component.ranges), "policy")
             if rounded(final, name) != final:
                 on_cpu.append(name)
             size, plain_size = size + final.size, plain_size + plain.size
             task.advance()
+    checked = {}
+    if "tensorrt" in wanted:
+        paths = {name: draft.folder / _for_tensorrt(draft, name) for name in order}
+        checked = {"graph_check": check_builds(paths, recipe.target, recipe.engine.tensorrt.profiles, progress)}
     drift, error = _measure(source, draft, rewritten, progress)
     draft.metrics["onnx"] = {
         "bytes": size,
@@ -64,6 +77,7 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
         "rounded": on_cpu,
         "parity": {"simplified graphs": drift},
         "action_error": error.to_json(),
+        **checked,
     }
     draft.write_json("reports/onnx.json", draft.metrics["onnx"], "report")
 
@@ -76,6 +90,12 @@ def _plain(graph: Graph, name: str, recipe: Recipe, component: ComponentPlan | N
     if component and component.smoothing:
         model = smooth(model, component.smoothing)
     return encode(model, name, graph.data)
+
+
+def _for_tensorrt(draft: Draft, name: str) -> str:
+    """Where the graph of a component lies that backends of TensorRT build."""
+    placed = placed_path("tensorrt", name)
+    return placed if draft.has(placed) else component_path(name)
 
 
 def _measure(source: Artifact, draft: Draft, rewritten: bool, progress: Progress) -> tuple[float, ActionError]:
