@@ -20,7 +20,7 @@ ROBOT_LACKS = ("torch", "onnx", "onnxscript", "onnxsim", "torch_pruning", "metaw
 
 ROBOT_ROOMS = (
     *("errors", "hashing", "files", "optional", "progress", "tensors", "target", "chain", "summary"),
-    *("recipe", "artifact", "calibration", "runtime", "backends", "benchmark", "cli", "triton"),
+    *("recipe", "artifact", "calibration", "runtime", "backends", "benchmark", "machine", "doctor", "cli", "triton"),
 )
 """Rooms of which every module must import without torch and onnx."""
 ROBOT_STAGES = ("vlaopt.stages", "vlaopt.stages.engine", "vlaopt.stages.verify", "vlaopt.stages.bench")

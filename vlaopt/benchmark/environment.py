@@ -12,8 +12,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from vlaopt.hashing import digest_json
+from vlaopt.machine import system as machine
+from vlaopt.machine.system import ROOT, cpus, field, read_text
 
-ROOT = Path("/")
 _INSTRUCTION_SETS = re.compile(r"(avx|amx|sse4|fma$|f16c|asimd|sve|sme(?!p)|i8mm|bf16|fphp|dotprod)")
 
 
@@ -82,31 +83,29 @@ def read_environment(
     architecture: str = platform.machine(),
 ) -> Environment:
     """The environment described by the files below `root`."""
-    cpuinfo = _text(root / "proc/cpuinfo") or ""
     frequency = root / "sys/devices/system/cpu/cpu0/cpufreq"
-    load = (_text(root / "proc/loadavg") or "").split()
-    memory_kib = _field(_text(root / "proc/meminfo"), "MemTotal")
-    flags = _flags(cpuinfo)
-    quota = _text(root / "sys/fs/cgroup/cpu.max")
+    load = (read_text(root / "proc/loadavg") or "").split()
+    flags = machine.cpu_flags(root)
+    quota = read_text(root / "sys/fs/cgroup/cpu.max")
     return Environment(
         system=system,
         architecture=architecture,
-        cpu_model=_field(cpuinfo, "model name") or _device_model(root) or _field(cpuinfo, "CPU part"),
+        cpu_model=machine.cpu_model(root),
         cpu_features=tuple(sorted(flag for flag in flags if _INSTRUCTION_SETS.match(flag))),
-        physical_cores=_physical_cores(root),
-        logical_cores=max(1, len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE))),
-        affinity=_field(_text(root / "proc/self/status"), "Cpus_allowed_list"),
+        physical_cores=machine.physical_cores(root),
+        logical_cores=machine.logical_cores(root),
+        affinity=field(read_text(root / "proc/self/status"), "Cpus_allowed_list"),
         cpu_quota=None if quota is None or quota.startswith("max") else quota,
         governor=_governor(root),
         frequency_mhz=_megahertz(frequency / "scaling_cur_freq"),
         max_frequency_mhz=_megahertz(frequency / "cpuinfo_max_freq"),
         load_average=(float(load[0]), float(load[1]), float(load[2])) if len(load) >= 3 else None,
-        memory_mib=None if memory_kib is None else int(memory_kib.split()[0]) // 1024,
-        os=_os_name(root),
-        kernel=_text(root / "proc/sys/kernel/osrelease"),
+        memory_mib=machine.memory_mib(root),
+        os=machine.os_name(root),
+        kernel=machine.kernel(root),
         python=platform.python_version(),
-        container=_container(root),
-        virtual="hypervisor" in flags or _text(root / "sys/hypervisor/type") is not None,
+        container=machine.container(root),
+        virtual="hypervisor" in flags or read_text(root / "sys/hypervisor/type") is not None,
         libraries=dict(sorted((libraries or {}).items())),
         gpu=gpu,
     )
@@ -119,13 +118,13 @@ def machine_key(*, gpu: str | None = None, root: Path = ROOT) -> str:
 
 def cpu_features(root: Path = ROOT) -> frozenset[str]:
     """All features of this machine's CPUs as /proc/cpuinfo names them; empty where there is none to read."""
-    return frozenset(_flags(_text(root / "proc/cpuinfo")))
+    return frozenset(machine.cpu_flags(root))
 
 
 def usable_cores(root: Path = ROOT) -> int:
     """Physical cores that this process may run on; its logical ones where the machine does not tell them apart."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, _physical_cores(root) or allowed))
+    return max(1, min(allowed, machine.physical_cores(root) or allowed))
 
 
 @dataclass(frozen=True)
@@ -146,78 +145,33 @@ class Activity:
 
 def read_activity(root: Path = ROOT) -> Activity | None:
     """The counters now, or None where the machine has none. Fields as in proc(5), /proc/stat and /proc/PID/stat."""
-    stat, own = _text(root / "proc/stat"), _text(root / "proc/self/stat")
+    stat, own = read_text(root / "proc/stat"), read_text(root / "proc/self/stat")
     if stat is None or own is None:
         return None
     user, nice, kernel, idle, iowait, irq, softirq, steal = (int(part) for part in stat.split()[1:9])
     busy = user + nice + kernel + irq + softirq + steal
     # the second field is the command in brackets and may hold spaces
     utime, stime = own.rpartition(")")[2].split()[11:13]
-    counts = (_text(path) for path in _cpus(root, "thermal_throttle/core_throttle_count"))
+    counts = (read_text(path) for path in cpus(root, "thermal_throttle/core_throttle_count"))
     throttled = sum(int(count) for count in counts if count)
     return Activity(busy + idle + iowait, busy, int(utime) + int(stime), throttled)
 
 
 def peak_memory_mib(root: Path = ROOT) -> float | None:
     """The largest resident size of this process since it started (VmHWM), whatever it was doing then."""
-    peak_kib = _field(_text(root / "proc/self/status"), "VmHWM")
+    peak_kib = field(read_text(root / "proc/self/status"), "VmHWM")
     return None if peak_kib is None else round(int(peak_kib.split()[0]) / 1024, 1)
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ") or None
-    except OSError:
-        return None
-
-
-def _field(text: str | None, name: str) -> str | None:
-    """The value after `name:` in the first line that has it."""
-    found = re.search(rf"^{re.escape(name)}[ \t]*:[ \t]*(.+)$", text or "", re.MULTILINE)
-    return found[1].strip() if found else None
-
-
-def _flags(cpuinfo: str | None) -> list[str]:
-    """x86 says `flags`, ARM `Features`."""
-    return (_field(cpuinfo, "flags") or _field(cpuinfo, "Features") or "").split()
-
-
-def _cpus(root: Path, file: str) -> list[Path]:
-    return sorted((root / "sys/devices/system/cpu").glob(f"cpu[0-9]*/{file}"))
-
-
-def _device_model(root: Path) -> str | None:
-    """The board's name where /proc/cpuinfo has no model: `NVIDIA Jetson AGX Orin Developer Kit`."""
-    return _text(root / "proc/device-tree/model")
 
 
 def _megahertz(path: Path) -> float | None:
     """A frequency that the kernel gives in kHz, or as `<unknown>`."""
-    kilohertz = _text(path) or ""
+    kilohertz = read_text(path) or ""
     return int(kilohertz) / 1000 if kilohertz.isdigit() else None
 
 
-def _physical_cores(root: Path) -> int | None:
-    cores = {(_text(path.with_name("physical_package_id")), _text(path)) for path in _cpus(root, "topology/core_id")}
-    return len(cores) or None
-
-
 def _governor(root: Path) -> str | None:
-    governors = {_text(path) for path in _cpus(root, "cpufreq/scaling_governor")} - {None}
+    governors = {read_text(path) for path in cpus(root, "cpufreq/scaling_governor")} - {None}
     return "+".join(sorted(str(governor) for governor in governors)) or None
-
-
-def _os_name(root: Path) -> str | None:
-    found = re.search(r'^PRETTY_NAME="?([^"\n]+)', _text(root / "etc/os-release") or "", re.MULTILINE)
-    return found[1] if found else None
-
-
-def _container(root: Path) -> str | None:
-    for marker, name in (".dockerenv", "docker"), ("run/.containerenv", "podman"):
-        if (root / marker).exists():
-            return name
-    found = re.search(r"kubepods|docker|lxc|containerd", _text(root / "proc/1/cgroup") or "")
-    return found[0] if found else None
 
 
 def _slug(name: str) -> str:

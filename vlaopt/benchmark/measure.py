@@ -14,6 +14,7 @@ from vlaopt.benchmark.record import Actions, BackToBack, BenchRecord, BenchSetti
 from vlaopt.benchmark.schedule import SYSTEM_CLOCK, Clock, Ticks, run_ticks
 from vlaopt.benchmark.statistics import Distribution, median, percentile, summarise
 from vlaopt.errors import InputError
+from vlaopt.machine.system import ROOT
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Sample = Any
@@ -39,7 +40,7 @@ def measure(
     cold_start_ms: float | None = None,
     components: Callable[[], Mapping[str, float]] | None = None,
     clock: Clock = SYSTEM_CLOCK,
-    root: Path = environment.ROOT,
+    root: Path = ROOT,
     on_progress: Callable[[str], None] | None = None,
 ) -> BenchRecord:
     """Measure `call`, from an observation in host memory to an action chunk in host memory.
