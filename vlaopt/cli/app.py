@@ -20,8 +20,8 @@ from vlaopt.cli import (
     diagnose,
     doctor,
     evaluate,
-    inspect,
     export_triton,
+    inspect,
     recipe,
     sensitivity,
     stage,
@@ -85,9 +85,9 @@ for module in (
     calibration,
     capture,
     cache,
+    export_triton,
 ):
     module.add_to(app)
-    export_triton,
 
 
 def run(arguments: list[str]) -> int:
