@@ -32,8 +32,21 @@ def _write(folder: Path, text: str) -> Path:
 def test_the_shipped_targets_are_sound() -> None:
     assert [load_target(name).name for name in list_targets()] == list(list_targets())
     assert {
-        "cpu-arm", "cpu-x86", "cpu-x86-vnni", "jetson-orin", "jetson-orin-nano", "jetson-thor", "x86-gpu", "x86-rtx",
+        "cpu-arm", "cpu-x86", "cpu-x86-vnni", "jetson-orin", "jetson-orin-nano", "jetson-thor",
+        "x86-gpu", "x86-gpu-fp8", "x86-rtx", "x86-rtx-fp8",
     } <= set(list_targets())  # fmt: skip
+
+
+def test_a_builder_on_a_jetson_leaves_memory_to_the_robot() -> None:
+    for name in list_targets():
+        target = load_target(name)
+        bound = target.defaults.get("engine", {}).get("tensorrt", {}).get("workspace_mib", 0)
+        assert (target.kind == "jetson") == (0 < bound <= (target.memory_mib or 0) // 8), name
+
+
+def test_fp8_is_of_classes_whose_gpus_all_have_it() -> None:
+    with_fp8 = [name for name in list_targets() if "fp8" in load_target(name).precisions]
+    assert with_fp8 == ["jetson-thor", "x86-gpu-fp8", "x86-rtx-fp8"]
 
 
 def test_a_target_is_found_by_name_and_by_path_beside_a_recipe(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ class _Draft:
         for section, defaults in target.defaults.items():
             own = self.values.setdefault(section, {})
             if isinstance(own, dict):
-                self.values[section] = {**copy.deepcopy(defaults), **own}
+                self.values[section] = _over(defaults, own)
         if target.defaults:
             self.places = self.places.over(Places.of(str(file), read_mapping(file).places, below=("defaults",)))
 
@@ -186,6 +186,15 @@ class _Draft:
     def _recipe(self, file: RecipeFile, target: Target) -> Recipe:
         fields = {info.alias or name: getattr(file, name) for name, info in RecipeFile.model_fields.items()}
         return Recipe.model_validate({**fields, "target": target, "path": self.file.absolute()})
+
+
+def _over(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`own` with what it leaves out of `defaults`, and of the sections in both."""
+    merged = copy.deepcopy({**defaults, **own})
+    for key in defaults.keys() & own.keys():
+        if isinstance(defaults[key], dict) and isinstance(own[key], dict):
+            merged[key] = _over(defaults[key], own[key])
+    return merged
 
 
 def _flat(error: InputError) -> list[InputError]:

@@ -308,6 +308,13 @@ class TestTargetDefaults:
         assert (recipe.engine.threads, recipe.engine.minimum_speedup) == (3, 1.5)
         assert load_recipe(path, ["engine.threads=7"]).engine.threads == 7
 
+    def test_sections_within_a_section_are_laid_under_key_by_key_too(self, write: Write, sound: str) -> None:
+        path = write(sound.replace("cpu-x86", "./mine.yaml") + "engine: {tensorrt: {optimization_level: 5}}\n")
+        (path.parent / "mine.yaml").write_text(self.TARGET.replace("threads: 3", "tensorrt: {workspace_mib: 256}"))
+        built = load_recipe(path).engine.tensorrt
+        assert (built.workspace_mib, built.optimization_level) == (256, 5)
+        assert load_recipe(path, ["engine.tensorrt.workspace_mib=0"]).engine.tensorrt.workspace_mib == 0
+
     def test_a_fault_in_them_is_told_at_the_targets_line(self, write: Write, sound: str) -> None:
         path = write(sound.replace("cpu-x86", "./mine.yaml"))
         (path.parent / "mine.yaml").write_text(self.TARGET.replace("threads", "treads"))
