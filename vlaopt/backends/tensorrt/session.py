@@ -14,8 +14,8 @@ import numpy as np
 
 from vlaopt.backends import Euler, Port, Resident, Value, check_feeds
 from vlaopt.backends.tensorrt.cuda import Buffer, Capture, Stream
-from vlaopt.backends.tensorrt.log import Log, collector, reason
-from vlaopt.backends.tensorrt.whole_loop import Step, WholeLoop
+from vlaopt.backends.tensorrt.log import Log, collector
+from vlaopt.backends.tensorrt.whole_loop import Step, WholeLoop, queue, said
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 
 _BACKEND = "tensorrt"
@@ -152,7 +152,7 @@ class TensorRtSession:
         for port in (*self._inputs, *self._outputs):
             buffer = self._buffers[port.name] = self._stream.buffer(self._shapes[port.name], port.dtype)
             if not self._context.set_tensor_address(port.name, buffer.device):
-                raise StageError(f"TensorRT refuses the address of tensor {port.name!r}{_said(self._log)}")
+                raise StageError(f"TensorRT refuses the address of tensor {port.name!r}{said(self._log)}")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -182,7 +182,9 @@ class TensorRtSession:
             return None
         state, time, velocity = (self._buffers[name] for name in (euler.state, euler.time, euler.velocity))
         # Not a method of this session: it would hold the session, which holds the loop, for ever.
-        step = Step(state, time, velocity, functools.partial(_queue, self._context, self._stream, self._log))
+        step = Step(
+            state, time, velocity, functools.partial(queue, self._context, self._stream, self._log, "run the engine")
+        )
         try:
             return WholeLoop(self._trt, self._log or collector(self._trt), self._stream, step, euler, self._cache)
         except (EnvironmentProblem, StageError) as error:
@@ -207,7 +209,7 @@ class TensorRtSession:
         return "as a CUDA graph"
 
     def _enqueue(self) -> None:
-        _queue(self._context, self._stream, self._log)
+        queue(self._context, self._stream, self._log, "run the engine")
 
     def _take(self, name: str, value: Value) -> None:
         buffer = self._buffers[name]
@@ -242,24 +244,13 @@ class TensorRtSession:
         """Tell the context the shapes of its dynamic inputs, and learn from it those of the outputs."""
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                raise StageError(f"TensorRT refuses the shape {shape} of input {name!r}{_said(self._log)}")
+                raise StageError(f"TensorRT refuses the shape {shape} of input {name!r}{said(self._log)}")
         self._shapes |= shapes
         for port in self._outputs if shapes else ():
             shape = tuple(int(size) for size in self._context.get_tensor_shape(port.name))
             if any(size < 0 for size in shape):
                 raise InputError(f"the shape of output {port.name!r} depends on what is in the inputs")
             self._shapes[port.name] = shape
-
-
-def _queue(context: Any, stream: Stream, log: Log | None) -> None:
-    """Put one run on the stream. Raises StageError when TensorRT refuses."""
-    if not context.execute_async_v3(stream.handle):
-        raise StageError(f"TensorRT refused to run the engine{_said(log)}")
-
-
-def _said(log: Log | None) -> str:
-    """What a log says of a call that just failed, to follow the sentence that tells of it."""
-    return f": {reason(log)}" if log and log.errors else ""
 
 
 def _port(engine: Any, name: str) -> Port:

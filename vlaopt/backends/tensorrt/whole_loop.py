@@ -73,8 +73,7 @@ class WholeLoop:
         for time in self._times:
             self._stream.copy(time, self._step.time)
             self._step.enqueue()
-            if not self._update.execute_async_v3(self._stream.handle):
-                raise StageError(f"TensorRT refused to update the state of the loop: {reason(self._log)}")
+            queue(self._update, self._stream, self._log, "update the state of the loop")
             self._stream.copy(self._next, self._state)
             self._stream.copy(self._taken, self._step.state)
 
@@ -92,7 +91,22 @@ class WholeLoop:
             at["taken"] = self._taken
         for name, buffer in at.items():
             if not self._update.set_tensor_address(name, buffer.device):
-                raise StageError(f"TensorRT refuses the address of tensor {name!r}: {reason(self._log)}")
+                raise StageError(f"TensorRT refuses the address of tensor {name!r}{said(self._log)}")
+
+
+def queue(context: Any, stream: Stream, log: Log | None, what: str) -> None:
+    """Put one run of an engine on the stream; `what` it is to do. Raises StageError when TensorRT refuses."""
+    if not context.execute_async_v3(stream.handle):
+        raise StageError(f"TensorRT refused to {what}{said(log)}")
+
+
+def said(log: Log | None) -> str:
+    """What a log says of a call that just failed, to follow the sentence that tells of it. It is then told."""
+    if log is None or not log.errors:
+        return ""
+    told = f": {reason(log)}"
+    log.errors.clear()
+    return told
 
 
 def _at_each_time(stream: Stream, port: Buffer, times: tuple[float, ...]) -> list[Buffer]:
@@ -138,7 +152,7 @@ def _update_context(trt: Any, log: Log, dt: float, step: Step, kept: _Kept | Non
             keep(kept.folder, kept.key, plan)
     context = engine.create_execution_context() if engine is not None else None
     if context is None:
-        raise StageError(f"TensorRT cannot make the engine that updates the state: {reason(log)}")
+        raise StageError(f"TensorRT cannot make the engine that updates the state{said(log)}")
     return context
 
 
