@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlaopt.artifact.graph import Graph
+from vlaopt.artifact.graph import Graph, Node
 from vlaopt.backends.audit import MATRIX_OPERATORS, UNKNOWN, by_node
 from vlaopt.errors import StageError
 
@@ -43,6 +43,7 @@ _MATRIX_KERNEL = re.compile(r"conv|gemm|matmul|matrixmultiply|mha|lstm|rnn|gru",
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[^\w/]|$|\[)")
 _SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
+_TURNING = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def read(text: str, graph: Graph) -> Inspection:
     """What the inspector's JSON says of an engine of `graph`. Raises StageError when it is none.
 
     `precisions` counts nodes that multiply matrices, and kernels that do without telling whose; it is empty where the
-    engine was built to tell nothing but names. The facts: `layers`, `reformats`, and in `fusions_lost` the Q/DQ nodes
-    that run as layers of their own, though a layer behind them should have taken them in.
+    engine was built to tell nothing but names. The facts: `layers`, `reformats`, and in `fusions_lost` the
+    DequantizeLinear nodes in front of a product that run as layers of their own instead of in it.
     """
     layers = _records(text)
     nodes = {node.name: node for node in graph.nodes()}
@@ -80,7 +81,7 @@ def read(text: str, graph: Graph) -> Inspection:
     facts: dict[str, Any] = {
         "layers": len(layers),
         "reformats": sum(_reformats(layer) for layer in layers),
-        "fusions_lost": sorted({name for layer in layers for name in _lost(layer, nodes)}),
+        "fusions_lost": sorted({name for layer in layers for name in _lost(layer, nodes)} & _to_be_fused(nodes)),
     }
     if weights := sum(map(_weights, detailed)):
         facts["weights_bytes"] = weights
@@ -129,7 +130,7 @@ def _generated(layer: Mapping[str, Any]) -> bool:
     return layer.get("LayerType") == "kgen" and not _TACTIC.search(layer.get("TacticName") or "")
 
 
-def _multiplies(layer: Mapping[str, Any], nodes: Mapping[str, Any]) -> bool:
+def _multiplies(layer: Mapping[str, Any], nodes: Mapping[str, Node]) -> bool:
     kind = f"{layer.get('LayerType', '')} {layer.get('TacticName', '')}"
     return not _reformats(layer) and (
         _MATRIX_KERNEL.search(kind) is not None
@@ -141,11 +142,20 @@ def _reformats(layer: Mapping[str, Any]) -> bool:
     return layer.get("LayerType") == "Reformat" or layer["Name"].startswith("Reformatting CopyNode")
 
 
-def _lost(layer: Mapping[str, Any], nodes: Mapping[str, Any]) -> Iterator[str]:
+def _lost(layer: Mapping[str, Any], nodes: Mapping[str, Node]) -> Iterator[str]:
     """The DequantizeLinear nodes of a layer that is made of nothing but Q/DQ nodes."""
     known = [nodes[name] for name in names(layer) if name in nodes]
     if known and all(node.operator in _QUANTIZING for node in known):
         yield from (node.name for node in known if node.operator == "DequantizeLinear")
+
+
+def _to_be_fused(nodes: Mapping[str, Node]) -> set[str]:
+    """The DequantizeLinear nodes that a product takes its input from, directly or turned."""
+    made = {output: node for node in nodes.values() for output in node.outputs}
+    takers = [node for node in nodes.values() if node.operator in MATRIX_OPERATORS]
+    behind = [made.get(tensor) for node in takers for tensor in node.inputs]
+    behind += [made.get(node.inputs[0]) for node in behind if node and node.operator in _TURNING and node.inputs]
+    return {node.name for node in behind if node and node.operator == "DequantizeLinear"}
 
 
 def _weights(layer: Mapping[str, Any]) -> int:

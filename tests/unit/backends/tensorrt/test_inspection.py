@@ -118,12 +118,13 @@ def test_a_product_that_tells_no_node_is_counted_all_the_same(graph):
     assert found.precisions == {"int8": 1}
 
 
-def test_dequantizing_layers_of_their_own_are_fusions_lost(graph):
+def test_dequantizing_layers_of_their_own_in_front_of_products_are_fusions_lost(graph):
     alone = layer(
         "__myl_Mul_myl0_2", "kgen", takes="Int8", gives="Float", Metadata="[ONNX Layer: f/q][ONNX Layer: f/dq]"
     )
     quantizes = layer("r/q", "Quantize", takes="Float", gives="Int8", Metadata="[ONNX Layer: r/q]")
-    facts = read(told(alone, quantizes, PRODUCT), graph).facts
+    pools = layer("r/dq", "Dequantize", takes="Int8", gives="Float", Metadata="[ONNX Layer: r/dq]")
+    facts = read(told(alone, quantizes, pools, PRODUCT), graph).facts
     assert facts["fusions_lost"] == ["f/dq"]
 
 
