@@ -21,7 +21,7 @@ def show_machine(
 ) -> list[str]:
     """This machine, the backends on it, and what it does for each target."""
     title = machine.board or f"{machine.cpu or 'a machine'}{f' with {machine.gpu.name}' if machine.gpu else ''}"
-    lines = [title, "", *_columns(_facts(machine), width), "", "backends"]
+    lines = [title, "", *_columns(_facts(machine, states), width), "", "backends"]
     lines += _columns([_backend(state) for state in states.values()], width)
     lines += ["", *_targets(targets, width), ""]
     missing = builds_recipes(machine)
@@ -42,7 +42,7 @@ def show_verdict(verdict: Verdict, width: int) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _facts(machine: Machine) -> list[tuple[str, str]]:
+def _facts(machine: Machine, states: Mapping[str, State]) -> list[tuple[str, str]]:
     rows = [
         ("system", _joined([machine.os or machine.system, f"kernel {machine.kernel}" if machine.kernel else None])),
         ("architecture", machine.architecture),
@@ -57,9 +57,7 @@ def _facts(machine: Machine) -> list[tuple[str, str]]:
         modes = f", of {', '.join(machine.power_modes.values())}" if machine.power_modes else ""
         rows.append(("power mode", f"{machine.power_mode or ABSENT}{modes}"))
     driver = machine.driver
-    gpus = list(dict.fromkeys(_gpu(gpu.name, gpu.sm, gpu.memory_mib) for gpu in driver.gpus))
-    count = len(driver.gpus)
-    rows.append(("GPU", "; ".join(gpus) + (f", {count} of them" if count > 1 else "") if gpus else ABSENT))
+    rows.append(("GPU", _gpus(machine, states)))
     rows.append(("driver", _joined([driver.version, driver.cuda and f"takes CUDA up to {driver.cuda}"]) or ABSENT))
     rows.append(("CUDA", machine.cuda or ABSENT))
     rows.append(("TensorRT", _tensorrt(machine) or ABSENT))
@@ -74,6 +72,16 @@ def _facts(machine: Machine) -> list[tuple[str, str]]:
 def _memory(machine: Machine) -> str:
     free = None if machine.available_mib is None else f"{_gib(machine.available_mib)} available"
     return _joined([_gib(machine.memory_mib), free]) or ABSENT
+
+
+def _gpus(machine: Machine, states: Mapping[str, State]) -> str:
+    """Each kind of GPU once; where only CUDA tells of one, as a backend asked it, that."""
+    found = machine.driver.gpus
+    kinds = list(dict.fromkeys(_gpu(gpu.name, gpu.sm, gpu.memory_mib) for gpu in found))
+    if kinds:
+        return "; ".join(kinds) + (f", {len(found)} of them" if len(found) > 1 else "")
+    told = next((state.machine for state in states.values() if "gpu" in state.machine), None)
+    return f"{told['gpu']}, SM {told.get('sm', ABSENT)}" if told else ABSENT
 
 
 def _gpu(name: str, sm: str | None, memory_mib: int | None) -> str:

@@ -13,8 +13,10 @@ from vlaopt.machine.packages import numbers, version_of
 from vlaopt.machine.sources import Sources
 from vlaopt.machine.system import read_text
 
-TRTEXEC = ("trtexec", "/usr/src/tensorrt/bin/trtexec")
+TRTEXEC = ("trtexec", "/usr/src/tensorrt/bin/trtexec", "/usr/local/tensorrt/bin/trtexec")
 """On the path, and where JetPack and NVIDIA's containers put it."""
+TRTEXEC_VARIABLE = "VLAOPT_TRTEXEC"
+"""The environment variable that names another."""
 
 DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -80,7 +82,8 @@ def read_providers(sources: Sources) -> tuple[str, ...]:
 
 def _trtexec(sources: Sources) -> tuple[str | None, str | None]:
     """Path and version of trtexec, whose first line says `[TensorRT v100300]`, or `[TensorRT v101602] [b10]`."""
-    for program in TRTEXEC:
+    named = sources.variables.get(TRTEXEC_VARIABLE)
+    for program in (named,) if named else TRTEXEC:
         found = re.search(r"\[TensorRT v(\d+)(\d\d)(\d\d)\]", sources.run([program, "--help"]) or "")
         if found:
             return program, ".".join(str(int(part)) for part in found.groups())

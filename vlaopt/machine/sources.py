@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
@@ -40,12 +41,16 @@ def import_library(name: str) -> ModuleType | None:
 
 @dataclass(frozen=True)
 class Sources:
-    """All that is read of a machine: files below `root`, what commands print, versions of distributions, modules."""
+    """All that is read of a machine: files below `root`, what commands print, versions of distributions, modules.
+
+    `variables` are those of the environment.
+    """
 
     root: Path = ROOT
     run: Run = run_command
     installed: Callable[[str], str | None] = installed_version
     load: Callable[[str], ModuleType | None] = import_library
+    variables: Mapping[str, str] = field(default_factory=lambda: os.environ)
     system: str = platform.system()
     architecture: str = platform.machine()
     python: str = platform.python_version()

@@ -44,6 +44,7 @@ def sample(name: str, **changed: Any) -> Sample:
         run=run,
         installed=facts["installed"].get,
         load=modules.get,
+        variables={},
         system="Linux",
         architecture=facts["architecture"],
         python=facts["python"],

@@ -23,6 +23,7 @@ from vlaopt.machine.sources import import_library, run_command
 def silent(root: Path, **given: Any) -> Sources:
     """A machine on which there is nothing but the files below `root`."""
     nothing: dict[str, Any] = {"run": lambda command: None, "installed": lambda name: None, "load": lambda name: None}
+    nothing["variables"] = {}
     return Sources(root=root, **{**nothing, **given})
 
 
@@ -201,6 +202,18 @@ def test_libraries_without_packages_are_found_by_their_files(tmp_path: Path) -> 
     found = read_tensorrt(silent(tmp_path), {})
     assert (found.system, found.trtexec, found.trtexec_version) == ("10.13.3", "/usr/src/tensorrt/bin/trtexec", None)
     assert cuda_version(tmp_path, {}) == "13.0.48"
+
+
+def test_trtexec_that_is_named_is_the_only_one_asked(tmp_path: Path) -> None:
+    asked = []
+
+    def run(command: Sequence[str]) -> str | None:
+        asked.append(command[0])
+        return "&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b3] # trtexec --help\n"
+
+    found = read_tensorrt(silent(tmp_path, run=run, variables={"VLAOPT_TRTEXEC": "/opt/tensorrt/trtexec"}), {})
+    assert (found.trtexec, found.trtexec_version) == ("/opt/tensorrt/trtexec", "11.1.0")
+    assert asked == ["/opt/tensorrt/trtexec"]
 
 
 def test_a_command_that_is_missing_or_fails_gives_nothing() -> None:
