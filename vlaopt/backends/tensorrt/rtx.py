@@ -24,6 +24,15 @@ from vlaopt.hashing import digest_bytes
 FILE = "engine.rtx"
 SETTINGS: dict[str, Any] = {"optimization_level": 3, "workspace_mib": 0, "cuda_graph": True, "profiles": {}}
 
+_REBUILD = "build it again with this version, for this GPU: vlaopt build RECIPE"
+_DRIVER = "install the newest NVIDIA driver"
+_HINTS = {
+    "OLD_CUDA_DRIVER": _DRIVER,
+    "CUDA_ERROR": _DRIVER,
+    "OLD_CUDA_RUNTIME": "install the newest tensorrt-rtx-cu13-libs",
+    "INSUFFICIENT_GPU_MEMORY": "close other programs that use the GPU",
+}
+"""What mends an engine that does not fit, by TensorRT's `EngineInvalidityDiagnostics`; for the others, `_REBUILD`."""
 _NOTE = "precision not audited: TensorRT for RTX tells layers apart only where a driver is"
 
 
@@ -146,14 +155,19 @@ def _deserialized(trt: Any, engine: bytes, log: logs.Log) -> Any:
     validity, diagnostics = runtime.get_engine_validity(engine)
     if validity == trt.EngineValidity.INVALID:
         members = trt.EngineInvalidityDiagnostics.__members__.items()
-        reasons = [name.lower().replace("_", " ") for name, flag in members if int(diagnostics) & int(flag)]
+        found = [name for name, flag in members if int(diagnostics) & int(flag)]
         raise EnvironmentProblem(
-            f"the engine does not fit this machine: {', '.join(reasons) or logs.reason(log)}", hint="build it again"
+            f"the engine does not fit this machine: {', '.join(map(_words, found)) or logs.reason(log)}",
+            hint=next((hint for name, hint in _HINTS.items() if name in found), _REBUILD if found else _DRIVER),
         )
     loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
-        raise EnvironmentProblem(f"TensorRT for RTX cannot load the engine: {logs.reason(log)}", hint="build it again")
+        raise EnvironmentProblem(f"TensorRT for RTX cannot load the engine: {logs.reason(log)}", hint=_REBUILD)
     return loaded
+
+
+def _words(name: str) -> str:
+    return name.lower().replace("_", " ")
 
 
 class _RuntimeCache:

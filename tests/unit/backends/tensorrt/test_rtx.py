@@ -15,8 +15,9 @@ from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions, get
 from vlaopt.backends.tensorrt import cuda
 from vlaopt.backends.tensorrt.building import Refused
-from vlaopt.backends.tensorrt.log import meaning
-from vlaopt.backends.tensorrt.rtx import BACKEND, FILE, check
+from vlaopt.backends.tensorrt.library import RTX
+from vlaopt.backends.tensorrt.log import collector, meaning
+from vlaopt.backends.tensorrt.rtx import BACKEND, FILE, _deserialized, _RuntimeCache, check
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed", exc_type=ImportError)
@@ -146,6 +147,77 @@ def test_without_a_driver_the_reason_is_told_and_nothing_is_deserialised(graphs)
         BACKEND.open({FILE: b"rubbish"}, ADA)
     with pytest.raises(InputError, match="no compute capability to build for is named"):
         BACKEND.build(Graph(graphs["conv"]), EngineOptions())
+
+
+@without_driver
+def test_an_engine_is_held_to_the_machine_before_it_is_loaded(graphs):
+    """NVIDIA's own check; it needs no driver to tell rubbish, and one to tell more."""
+    trt = RTX.load()
+    engine = BACKEND.build(Graph(graphs["conv"]), ADA).files[FILE]
+    with pytest.raises(EnvironmentProblem, match="does not fit this machine: malformed engine") as caught:
+        _deserialized(trt, b"rubbish" * 1000, collector(trt))
+    assert "vlaopt build" in caught.value.hint
+    with pytest.raises(EnvironmentProblem, match=r"does not fit this machine: .*CUDA driver") as caught:
+        _deserialized(trt, engine, collector(trt))
+    assert "driver" in caught.value.hint
+
+
+class RuntimeCache:
+    """RTX's `IRuntimeCache`; it takes nothing that begins with `!`."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.data = bytes(blob)
+        return not blob.startswith(b"!")
+
+    def reset(self) -> bool:
+        self.data = b""
+        return True
+
+    def serialize(self) -> bytes:
+        return self.data
+
+
+class RuntimeConfig:
+    """Of RTX's `IRuntimeConfig` what the cache needs."""
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+def test_kernels_compiled_while_opening_are_there_at_the_next_opening(tmp_path):
+    config = RuntimeConfig()
+    first = _RuntimeCache(config, tmp_path, "1.7-sm8.9-engine")
+    config.cache.data = b"kernels"
+    first.keep()
+    again = RuntimeConfig()
+    _RuntimeCache(again, tmp_path, "1.7-sm8.9-engine").keep()
+    assert again.cache.data == b"kernels"
+    other = RuntimeConfig()
+    _RuntimeCache(other, tmp_path, "1.7-sm8.9-other").keep()
+    assert other.cache.data == b""
+
+
+def test_kernels_that_rtx_does_not_take_are_compiled_again(tmp_path):
+    config = RuntimeConfig()
+    first = _RuntimeCache(config, tmp_path, "key")
+    config.cache.data = b"!of another driver"
+    first.keep()
+    again = RuntimeConfig()
+    _RuntimeCache(again, tmp_path, "key")
+    assert again.cache.data == b""
+
+
+def test_without_a_folder_no_kernels_are_kept():
+    config = RuntimeConfig()
+    _RuntimeCache(config, None, "key").keep()
+    assert config.cache.data == b""
 
 
 def test_an_engine_with_other_files_is_refused():
