@@ -56,11 +56,11 @@ def judge(
             else "its engine is not built yet, and cannot be built here"
         )
         return Verdict(about=about, will=builds, sentence=sentence, checks=building, notes=told)
-    loading = _loading(manifest.engine, target, machine, states)
+    loading = _loading(manifest, manifest.engine, target, machine, states)
     if not blocked(loading, "run"):
         return Verdict(about=about, will=True, sentence="its engine loads here", checks=loading, notes=told)
     if not blocked(building, "finish") and not blocked(building, "run"):
-        sentence = "its engine does not load here, but one for this machine can be built: vlaopt build RECIPE"
+        sentence = f"its engine does not load here, but one for this machine can be built: {_rebuild(manifest)}"
         return Verdict(about=about, will=False, sentence=sentence, checks=loading, notes=told)
     sentence = "its engine does not load here"
     known = {check.what for check in loading}
@@ -83,7 +83,16 @@ def _portable(about: str, manifest: Manifest, states: Mapping[str, State]) -> Ve
     return Verdict(about=about, will=state.problem is None, sentence=sentence, checks=(runs,))
 
 
-def _loading(engine: EngineEntry, target: Target, machine: Machine, states: Mapping[str, State]) -> tuple[Check, ...]:
+def _rebuild(manifest: Manifest) -> str:
+    """The command that gives another machine an engine of its own."""
+    if manifest.parent:
+        return f"vlaopt engine on the artifact {manifest.parent[:12]}, which it was finished from"
+    return "vlaopt build RECIPE"
+
+
+def _loading(
+    manifest: Manifest, engine: EngineEntry, target: Target, machine: Machine, states: Mapping[str, State]
+) -> tuple[Check, ...]:
     """What opening the engine asks of this machine: its backend, its needs, its target's CPU, its memory."""
     state = states.get(engine.backend) or State(
         name=engine.backend, missing="not in this vlaopt", problem="not in this vlaopt"
@@ -101,13 +110,13 @@ def _loading(engine: EngineEntry, target: Target, machine: Machine, states: Mapp
                 tasks=("run",),
             )
         )
-    checks += _needs(engine, state)
+    checks += _needs(engine, state, _rebuild(manifest))
     if memory := _memory(engine, target, machine):
         checks.append(memory)
     return tuple(check.model_copy(update={"tasks": ("run",)}) for check in checks)
 
 
-def _needs(engine: EngineEntry, state: State) -> list[Check]:
+def _needs(engine: EngineEntry, state: State, rebuild: str) -> list[Check]:
     """Each need of any component once, beside what the backend says that this machine has."""
     needs: dict[tuple[str, str], None] = {}
     for component in engine.components.values():
@@ -121,9 +130,7 @@ def _needs(engine: EngineEntry, state: State) -> list[Check]:
                 have=state.machine.get(what, "not known"),
                 need=needed,
                 holds=not missed,
-                mend="vlaopt engine on the artifact it was finished from builds one for this machine"
-                if missed
-                else None,
+                mend=f"{rebuild}, here" if missed else None,
                 tasks=("run",),
             )
         )

@@ -18,6 +18,9 @@ KEPT_BACK = 0.88
 An Orin Nano with 8192 MiB counts 7620, an AGX Orin with 65536 counts 62841, a Thor with 131072 counts 125772.
 """
 
+DRIVE_TENSORRT = ("tensorrt", "trtexec", "onnxruntime-tensorrt")
+"""Backends whose engines are of classic TensorRT."""
+
 BRINGS = {
     "onnxruntime": "pip install onnxruntime",
     "openvino": "pip install 'vlaopt[cpu]'",
@@ -129,9 +132,11 @@ def _architecture(target: Target, machine: Machine) -> Check:
 
 
 def _library(target: Target, machine: Machine, states: Mapping[str, State], names: Sequence[str]) -> Check:
-    """One of the backends is installed."""
-    here = [states[name] for name in names if name in states and states[name].missing is None]
-    reasons = "; ".join(f"{name}: {states[name].missing}" for name in names if name in states)
+    """One of the backends is installed and, where it needs no GPU, runs."""
+    known = [states[name] for name in names if name in states]
+    faults = {state.name: state.missing or (state.problem if target.kind == "cpu" else None) for state in known}
+    here = [state for state in known if faults[state.name] is None]
+    reasons = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
     mend = None if here else _brings(target, machine, names)
     return Check(
         what="backend",
@@ -139,7 +144,7 @@ def _library(target: Target, machine: Machine, states: Mapping[str, State], name
         need=" or ".join(names),
         holds=bool(here),
         mend=mend,
-        brief=f"{' and '.join(names)} not installed" if not here else None,
+        brief=None if here else f"backend: none; needed: {' or '.join(names)}",
     )
 
 
@@ -201,15 +206,24 @@ def _driver(target: Target, machine: Machine, states: Mapping[str, State], names
 
 
 def _tensorrt(target: Target, machine: Machine, states: Mapping[str, State], names: Sequence[str]) -> Check:
+    """Its version lies in the target's range; no matter where another backend of the target works."""
     told = (states[name].has_tensorrt for name in names if name in states)
     version = next(filter(None, told), None) or machine.tensorrt.python or machine.tensorrt.system
     fits = bool(version) and target.takes_tensorrt(version or "")
+    others = [states[name] for name in names if name in states and name not in DRIVE_TENSORRT]
+    spared = not fits and any(state.problem is None for state in others)
     mend = None
     if not fits and target.kind == "jetson":
         mend = f"install JetPack {target.jetpack}, which brings it" if target.jetpack else None
     elif not fits:
         mend = f"pip install 'tensorrt{target.tensorrt}'"
-    return Check(what="TensorRT", have=version or "none found", need=str(target.tensorrt), holds=fits, mend=mend)
+    return Check(
+        what="TensorRT",
+        have=version or "none found",
+        need=str(target.tensorrt),
+        holds=None if spared else fits,
+        mend=mend,
+    )
 
 
 def _memory(target: Target, machine: Machine) -> Check:

@@ -81,7 +81,9 @@ def test_any_of_several_values_of_a_need_is_enough() -> None:
 
 def test_an_engine_that_loads_nowhere_here_but_can_be_built_again_says_so() -> None:
     verdict = judged(manifest(engine=engine(needs={**PLAN, "tensorrt": "10.16.2.10"})))
-    assert "one for this machine can be built" in verdict.sentence
+    assert verdict.sentence.endswith("one for this machine can be built: vlaopt build RECIPE")
+    derived = judged(manifest(engine=engine(needs={**PLAN, "tensorrt": "10.16.2.10"}), parent="0123456789abcdef"))
+    assert (check(derived, "tensorrt").mend or "").startswith("vlaopt engine on the artifact 0123456789ab")
     elsewhere = judged(manifest(engine=engine()), "cpu-only")
     assert elsewhere.sentence == "its engine does not load here"
     assert check(elsewhere, "architecture").holds is False
@@ -115,6 +117,22 @@ def test_a_tensorrt_outside_the_targets_range_is_mended_by_jetpack() -> None:
     found = check(verdict, "TensorRT")
     assert (found.holds, found.have, found.mend) == (False, "10.16.2.10", "install JetPack 7.2.2, which brings it")
     assert verdict.sentence == "this machine neither builds its engines nor runs them"
+
+
+def test_the_range_of_tensorrt_binds_no_other_backend() -> None:
+    taken = sample("h200-server")
+    both = target("x86-gpu", backends=("tensorrt", "onnxruntime-cuda"), tensorrt=">=12")
+    states = {**taken.states, "onnxruntime-cuda": State(name="onnxruntime-cuda", version="1.29.0")}
+    assert check(judge(both, taken.machine, taken.states), "TensorRT").holds is False
+    assert check(judge(both, taken.machine, states), "TensorRT").holds is None
+    assert judge(both, taken.machine, states).will
+
+
+def test_a_cpu_backend_that_does_not_run_is_not_there() -> None:
+    taken = sample("cpu-only")
+    broken = {"onnxruntime": State(name="onnxruntime", version="1.29.0", problem="OSError: no libgomp")}
+    verdict = judge(target("cpu-x86"), taken.machine, broken)
+    assert (verdict.will, check(verdict, "backend").have) == (False, "onnxruntime: OSError: no libgomp")
 
 
 def test_tensorrt_in_the_system_alone_is_reached_by_a_virtual_environment() -> None:
