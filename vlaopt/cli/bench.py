@@ -131,7 +131,7 @@ def show(record: Any) -> None:
         f"harness {record.overhead_us:.1f} µs"
     )
     for name, told in record.told.items():
-        terminal.give_words(f"{name} ran: {'; '.join(told)}")
+        terminal.give_words(f"{name} ran {'; '.join(told)}")
     terminal.give_words(f"actions checked: {record.actions.checked}")
     terminal.give_words(f"verdict: {record.verdict}" + (f": {'; '.join(record.reasons)}" if record.reasons else ""))
 

@@ -49,6 +49,7 @@ def inspect(
         engine = manifest.engine
         terminal.give(f"engine: {engine.backend} {engine.backend_version} for {engine.machine}")
         audits = manifest.metrics.get("engine", {}).get("audit", {})
+        ran = manifest.metrics.get("bench", {}).get("told", {})
         for name, built in engine.components.items():
             layers = (
                 ", ".join(f"{count} {kind}" for kind, count in built.precisions.items())
@@ -57,6 +58,8 @@ def inspect(
             terminal.give(f"  {name}: {built.variant} ({layers}); {built.reason}")
             if audit := audits.get(name):
                 terminal.give(f"    {_audited(audit)}")
+            for said in ran.get(name, ()):
+                terminal.give(f"    ran {said}")
     if manifest.finish:
         terminal.give(f"engine: to be finished on the target: {manifest.finish.command}")
     terminal.give("lineage: " + " → ".join(f"{step.stage} {step.key[:8]}" for step in manifest.lineage))

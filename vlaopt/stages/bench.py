@@ -99,3 +99,4 @@ def metrics(record: BenchRecord) -> dict[str, Any]:
         "cold_start_ms": record.cold_start_ms,
         "peak_memory_mib": record.peak_memory_mib,
     }
+        **({"told": {name: list(said) for name, said in record.told.items()}} if record.told else {}),

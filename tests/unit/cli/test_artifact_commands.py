@@ -13,6 +13,7 @@ import pytest
 
 from tests.unit.cli import conftest
 from tests.unit.cli.conftest import CPU, ROOT, Cli, write_artifact
+from vlaopt.runtime.policy import Policy
 
 BENCH = ("--duration", "0.2")
 
@@ -72,6 +73,14 @@ def test_bench_gives_a_verdict_and_keeps_the_record(cli: Cli, artifact: Path, st
     assert told.code == 0, told.err
     assert told.out.splitlines()[-1].startswith("verdict: ")
     assert len(list((store / "bench").glob("*.json"))) == 1
+
+
+def test_bench_tells_what_the_sessions_said_of_how_they_ran(
+    cli: Cli, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Policy, "told", lambda policy: {"policy": ("as a CUDA graph",)})
+    assert "policy ran as a CUDA graph" in cli("bench", artifact, *BENCH).out
+    assert cli("bench", artifact, *BENCH, "--json").json["record"]["told"] == {"policy": ["as a CUDA graph"]}
 
 
 def test_bench_as_json_is_the_record(cli: Cli, artifact: Path) -> None:

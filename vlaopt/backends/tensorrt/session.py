@@ -200,12 +200,12 @@ class TensorRtSession:
 
     def _capture(self) -> str:
         if self._ranges:
-            return "no CUDA graph: its shapes are dynamic"
+            return "without a CUDA graph: its shapes are dynamic"
         self._stream.wait()
         try:
             self._graph = self._stream.capture(self._enqueue)
         except (EnvironmentProblem, StageError) as error:
-            return f"no CUDA graph: {error.message}"
+            return f"without a CUDA graph: {error.message}"
         return "as a CUDA graph"
 
     def _enqueue(self) -> None:

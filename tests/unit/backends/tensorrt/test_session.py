@@ -286,7 +286,9 @@ def test_a_capture_that_fails_is_told_and_the_session_runs_on():
     cuda = Cuda(captures=False)
     opened = session(cuda, cuda_graph=True)
     assert [opened.run(x(value))["y"][0, 0] for value in (1, 2, 3)] == [2, 4, 6]
-    assert opened.told == ("no CUDA graph: CUDA error 901: operation failed due to a previous error during capture",)
+    assert opened.told == (
+        "without a CUDA graph: CUDA error 901: operation failed due to a previous error during capture",
+    )
     opened.close()
     assert (cuda.memory, cuda.streams, cuda.graphs) == ({}, 0, {})
 
@@ -298,7 +300,7 @@ def test_an_engine_that_refuses_to_be_captured_leaves_the_stream_usable():
     enqueue, context.execute_async_v3 = context.execute_async_v3, lambda stream: cuda.recorded is None
     opened.run(x(1))
     context.execute_async_v3 = enqueue
-    assert opened.told == ("no CUDA graph: TensorRT refused to run the engine",)
+    assert opened.told == ("without a CUDA graph: TensorRT refused to run the engine",)
     assert opened.run(x(4))["y"][0, 0] == 8
     opened.close()
     assert (cuda.memory, cuda.graphs) == ({}, {})
@@ -311,7 +313,7 @@ def test_shapes_change_from_run_to_run_within_the_profile():
     assert opened.run(x(1, 2))["y"].tolist() == [[2] * 3, [4] * 3]
     assert opened.run(x(1, 2, 3, 4))["y"].shape == (4, 3)
     assert opened.run(x(5, 6))["y"].tolist() == [[10] * 3, [12] * 3]
-    assert opened.told == ("no CUDA graph: its shapes are dynamic",)
+    assert opened.told == ("without a CUDA graph: its shapes are dynamic",)
 
 
 def test_a_resident_of_a_smaller_shape_is_taken_with_its_shape():

@@ -1,0 +1,273 @@
+"""Engines built and run on the stand-ins of all lanes: CUDA graphs, whole loops, residents, profiles, failures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from tests.standins import LANES, alive, calls, installed
+from vlaopt.artifact.graph import Graph
+from vlaopt.artifact.policy_spec import (
+    Chunk,
+    Component,
+    EulerLoop,
+    Noise,
+    NormaliseProcessor,
+    PolicySpec,
+    TensorSpec,
+    Unnormalise,
+)
+from vlaopt.backends import EngineOptions, Euler
+from vlaopt.backends.tensorrt.classic import BACKEND
+from vlaopt.errors import EnvironmentProblem, InputError, StageError
+from vlaopt.runtime.loop import run_loop
+
+EULER = Euler("x", "t", "v", (1.0, 0.75, 0.5, 0.25), -0.25)
+NOISE = np.random.default_rng(7).standard_normal((1, 4, 3)).astype(np.float32)
+NOTHING = {"device": 0, "pinned": 0, "streams": 0, "events": 0, "graphs": 0, "executables": 0}
+
+anywhere = pytest.mark.parametrize("lane", LANES)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test of this file may leave a module of a stand-in behind."""
+    yield
+    assert "standin" not in sys.modules
+
+
+def onnx(nodes: list[Any], inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], kind: int) -> Graph:
+    ports = [
+        [helper.make_tensor_value_info(name, kind, shape) for name, shape in side.items()] for side in (inputs, outputs)
+    ]
+    opsets = [helper.make_opsetid("", 20)]
+    graph = helper.make_graph(nodes, "component", *ports)
+    return Graph(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+
+
+def step(kind: int = TensorProto.FLOAT) -> Graph:
+    """x, t, prefix → v = x · prefix + t"""
+    nodes = [
+        helper.make_node("Mul", ["x", "prefix"], ["m"], name="m"),
+        helper.make_node("Add", ["m", "t"], ["v"], name="a"),
+    ]
+    return onnx(nodes, {"x": [1, 4, 3], "t": [1], "prefix": [1, 3]}, {"v": [1, 4, 3]}, kind)
+
+
+def prefix() -> Graph:
+    """state → prefix = state²"""
+    nodes = [helper.make_node("Mul", ["state", "state"], ["prefix"], name="square")]
+    return onnx(nodes, {"state": [1, 3]}, {"prefix": [1, 3]}, TensorProto.FLOAT)
+
+
+def opened(graph: Graph, cache: Path | None = None, **settings: Any) -> Any:
+    options = EngineOptions(settings=settings, cache=cache)
+    return BACKEND.open(BACKEND.build(graph, options).files, options)
+
+
+def by_hand(factor: np.ndarray) -> np.ndarray:
+    """The loop over `step` as the runtime does it on the host, in the type of `factor` but for the state."""
+    state, kind = NOISE, factor.dtype
+    for time in EULER.times:
+        velocity = state.astype(kind) * factor + np.full(1, time, kind)
+        state = state + np.float32(EULER.dt) * velocity.astype(np.float32)
+    return state
+
+
+FACTOR = np.full((1, 3), 0.25, np.float32)
+
+
+@anywhere
+def test_a_component_is_launched_as_a_cuda_graph_after_its_first_run(lane: str, tmp_path: Path) -> None:
+    with installed(lane, log=tmp_path / "calls"):
+        session = opened(step())
+        for value in (1, 2, 3):
+            feeds = {"x": np.full((1, 4, 3), value, np.float32), "t": np.ones(1, np.float32), "prefix": FACTOR}
+            assert session.run(feeds)["v"].tolist() == (feeds["x"] * FACTOR + 1).tolist()
+        assert session.told == ("as a CUDA graph",)
+        session.close()
+        assert alive() == NOTHING
+    called = [line.split("(")[0] for line in calls(tmp_path / "calls")]
+    assert (called.count("IExecutionContext.execute_async_v3"), called.count("cuda.cudaGraphLaunch")) == (2, 2)
+
+
+@anywhere
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_a_whole_loop_gives_what_its_steps_give_and_is_one_launch(lane: str, kind: int, tmp_path: Path) -> None:
+    factor = FACTOR.astype(helper.tensor_dtype_to_np_dtype(kind))
+    with installed(lane, log=tmp_path / "calls"):
+        session = opened(step(kind))
+        for _ in range(3):
+            state, outputs = session.integrate({"prefix": factor}, EULER, NOISE)
+            assert (state.dtype, outputs["v"].dtype) == (np.float32, factor.dtype)
+            assert state == pytest.approx(by_hand(factor), abs=1e-6)
+        assert session.told == ("the whole loop as one CUDA graph",)
+        session.close()
+        assert alive() == NOTHING
+    called = [line.split("(")[0] for line in calls(tmp_path / "calls")]
+    # Queued twice, to warm up and to be captured, each step with its update; launched for each chunk after the first.
+    assert called.count("IExecutionContext.execute_async_v3") == 2 * 2 * len(EULER.times)
+    assert called.count("cuda.cudaGraphLaunch") == 2
+
+
+def test_the_engine_that_updates_the_state_is_built_once_on_a_machine(tmp_path: Path) -> None:
+    with installed("10.3", log=tmp_path / "calls"):
+        options = EngineOptions(cache=tmp_path / "cache")
+        files = BACKEND.build(step(), options).files
+        built = []
+        for _ in range(2):
+            session = BACKEND.open(files, options)
+            assert session.integrate({"prefix": FACTOR}, EULER, NOISE)[0] == pytest.approx(by_hand(FACTOR), abs=1e-6)
+            built.append(sum(line.startswith("Builder.build_serialized") for line in calls(tmp_path / "calls")))
+            session.close()
+    assert built == [2, 2]  # the step's engine and the update's, then none
+
+
+@anywhere
+def test_what_stays_on_the_device_is_never_downloaded(lane: str, tmp_path: Path) -> None:
+    def tensor(name: str, *shape: int) -> TensorSpec:
+        return TensorSpec(name=name, dtype="float32", shape=shape)
+
+    x, t, v, kept = tensor("x", 1, 4, 3), tensor("t", 1), tensor("v", 1, 4, 3), tensor("prefix", 1, 3)
+    spec = PolicySpec(
+        type="flow",
+        action_dim=3,
+        control_hz=10,
+        components={
+            "eye": Component(kind="prefix", inputs=(tensor("state", 1, 3),), outputs=(kept,)),
+            "flow": Component(kind="step", inputs=(x, t, kept), outputs=(v,)),
+        },
+        loop=EulerLoop(steps=4, start=1, end=0, step="flow", state_input="x", time_input="t", velocity_output="v"),
+        noise=Noise(law="normal", shape=(1, 4, 3)),
+        chunk=Chunk(size=4, n_action_steps=2),
+        preprocess=(NormaliseProcessor(input="joints", output="state", size=3, statistics="unit"),),
+        postprocess=Unnormalise(input="x", statistics="unit"),
+    )
+    given = {"state": np.sqrt(FACTOR)}
+    with installed(lane, log=tmp_path / "calls"):
+        sessions = {"eye": opened(prefix()), "flow": opened(step())}
+        first = run_loop(spec, sessions, given, NOISE)
+        before = len(calls(tmp_path / "calls"))
+        second = run_loop(spec, sessions, given, NOISE)
+        traffic = [line for line in calls(tmp_path / "calls")[before:] if "Memcpy" in line or "Launch" in line]
+        stepwise = run_loop(spec, sessions, given, NOISE, steer=lambda state, velocity, time: velocity)
+        for session in sessions.values():
+            session.close()
+        assert alive() == NOTHING
+    assert "prefix" not in second
+    assert second["x"] == pytest.approx(by_hand(FACTOR), abs=1e-6)
+    assert np.array_equal(first["x"], second["x"])
+    assert stepwise["x"] == pytest.approx(second["x"], abs=1e-6)
+    # In: the observation, the noise twice, as state and as input. Over: the prefix. Out: the state and the velocity.
+    kinds = [
+        next(word for word in ("HostToDevice", "DeviceToDevice", "DeviceToHost", "Launch") if word in line)
+        for line in traffic
+    ]
+    assert kinds.count("Launch") == 2
+    assert (kinds.count("HostToDevice"), kinds.count("DeviceToDevice"), kinds.count("DeviceToHost")) == (3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("capture-fails", "operation not permitted when stream is capturing"), ("instantiate-fails", "CUDA error 2")],
+)
+@anywhere
+def test_what_cannot_be_captured_runs_without_and_says_so(lane: str, fault: str, reason: str) -> None:
+    feeds = {"x": NOISE, "t": np.ones(1, np.float32), "prefix": FACTOR}
+    with installed(lane, faults=[fault]):
+        session = opened(step())
+        for _ in range(2):
+            assert session.run(feeds)["v"] == pytest.approx(NOISE * FACTOR + 1, abs=1e-6)
+            assert session.integrate({"prefix": FACTOR}, EULER, NOISE)[0] == pytest.approx(by_hand(FACTOR), abs=1e-6)
+        component, loop = session.told
+        assert component.startswith("without a CUDA graph: ")
+        assert loop.startswith("the whole loop queued at once, without a CUDA graph: ")
+        assert reason in component
+        assert reason in loop
+        session.close()
+        assert alive() == NOTHING
+
+
+@anywhere
+def test_a_loop_whose_update_cannot_be_built_is_left_to_the_runtime(lane: str) -> None:
+    with installed(lane):
+        files = BACKEND.build(step(), EngineOptions()).files
+    with installed(lane, faults=["build-none"]):
+        session = BACKEND.open(files, EngineOptions())
+        assert session.integrate({"prefix": FACTOR}, EULER, NOISE) is None
+        [told] = session.told
+        assert told.startswith("the loop step by step: TensorRT cannot make the engine that updates the state: ")
+        assert session.run({"x": NOISE, "t": np.ones(1, np.float32), "prefix": FACTOR})["v"].shape == (1, 4, 3)
+        session.close()
+        assert alive() == NOTHING
+
+
+def test_without_the_wish_for_cuda_graphs_there_is_neither_graph_nor_whole_loop() -> None:
+    with installed("11.4"):
+        session = opened(step(), cuda_graph=False)
+        assert session.integrate({"prefix": FACTOR}, EULER, NOISE) is None
+        session.run({"x": NOISE, "t": np.ones(1, np.float32), "prefix": FACTOR})
+        assert session.told == ()
+        session.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        ("execute-fails", StageError, "refused to run the engine: .*unspecified launch failure"),
+        ("sticky-error", EnvironmentProblem, "CUDA error 700: an illegal memory access"),
+    ],
+)
+@anywhere
+def test_a_run_that_fails_tells_the_reason_and_what_it_held_is_freed(
+    lane: str, fault: str, error: type[Exception], message: str
+) -> None:
+    with installed(lane):
+        files = BACKEND.build(step(), EngineOptions()).files
+    with installed(lane, faults=[fault]):
+        session = BACKEND.open(files, EngineOptions())
+        with pytest.raises(error, match=message) as caught:
+            session.run({"x": NOISE, "t": np.ones(1, np.float32), "prefix": FACTOR})
+        session.close()
+        if fault == "execute-fails":  # after a sticky error nothing can be freed any more, nor must it
+            assert alive() == NOTHING
+        else:
+            assert caught.value.hint == "this error stays until the process ends; start it again"
+
+
+@anywhere
+def test_an_engine_that_finds_no_memory_leaves_none_behind(lane: str) -> None:
+    with installed(lane):
+        files = BACKEND.build(step(), EngineOptions()).files
+    with installed(lane, memory_mib=0):
+        with pytest.raises(EnvironmentProblem, match=r"out of memory|execution context"):
+            BACKEND.open(files, EngineOptions())
+        assert alive() == NOTHING
+
+
+@anywhere
+def test_dynamic_dimensions_run_within_their_profile(lane: str) -> None:
+    nodes = [helper.make_node("Mul", ["a", "b"], ["c"], name="m")]
+    graph = onnx(nodes, {"a": ["rows", 3], "b": ["rows", 3]}, {"c": ["rows", 3]}, TensorProto.FLOAT)
+    with installed(lane):
+        session = opened(graph, profiles={"rows": [2, 3, 4]})
+        for rows in (2, 4, 3):
+            a = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+            assert session.run({"a": a, "b": a})["c"].tolist() == (a * a).tolist()
+        assert session.told == ("without a CUDA graph: its shapes are dynamic",)
+        for rows in (1, 5):
+            a = np.zeros((rows, 3), np.float32)
+            with pytest.raises(
+                InputError, match=f"dimension 0 of input 'a' is {rows}; the engine was built for 2 to 4"
+            ):
+                session.run({"a": a, "b": a})
+        with pytest.raises(InputError, match=r"input 'a' has shape \(0, 3\)"):
+            session.run({"a": np.zeros((0, 3), np.float32), "b": np.zeros((2, 3), np.float32)})
+        session.close()
+        assert alive() == NOTHING
