@@ -39,8 +39,9 @@ def open(
     threads: int | None = None,
     steps: int | None = None,
     n_action_steps: int | None = None,
+    trust: bool = False,
 ) -> Policy:
     """The policy in the artifact at `path`, ready to predict; see `vlaopt.runtime.policy.open`."""
     from vlaopt.runtime.policy import open as open_policy
 
-    return open_policy(path, backend=backend, threads=threads, steps=steps, n_action_steps=n_action_steps)
+    return open_policy(path, backend=backend, threads=threads, steps=steps, n_action_steps=n_action_steps, trust=trust)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaopt import stages
-from vlaopt.artifact.artifact import Artifact, copy, drafted, finish
+from vlaopt.artifact.artifact import Artifact, Draft, copy, drafted, finish
 from vlaopt.artifact.manifest import Step
 from vlaopt.artifact.store import Record, Store, differences, key_of
 from vlaopt.errors import EnvironmentProblem, GateError, InputError
@@ -18,6 +18,7 @@ from vlaopt.files import check_writable, remove_directory, staged_directory, wri
 from vlaopt.progress import Progress, Silent
 from vlaopt.recipe.load import load_recipe
 from vlaopt.recipe.model import Recipe
+from vlaopt.runtime import finished
 from vlaopt.stages import ORDER, Stage
 
 DEFAULT_OUTPUT = "artifacts"
@@ -84,8 +85,13 @@ def run_stages(
     progress: Progress,
     start_from: str | None = None,
 ) -> list[Outcome]:
-    """The stages `names` one after the other, the first on `source`."""
+    """The stages `names` one after the other, the first on `source`.
+
+    Raises InputError when `source` holds native code that this machine did not build: stages run what they take.
+    """
     check_outside(recipe, names)
+    if source is not None:
+        finished.check_trust(source, store)
     outcomes: list[Outcome] = []
     anew = False
     for position, name in enumerate(names, 1):
@@ -118,11 +124,10 @@ def run_stage(
         return Outcome(stage.name, found, cached=True, seconds=0.0)
     started = time.monotonic()
     final = store.place(stage.name, key)
-    unfinished = store.unfinished(stage.name, key)
     if anew:
-        unfinished.unlink(missing_ok=True)
+        store.forget_unfinished(stage.name, key)
     with drafted(final) as draft:
-        draft.unfinished = unfinished
+        _places(draft, store, stage.name, key)
         try:
             stage.run(recipe, source, draft, progress)
         except GateError as error:
@@ -146,12 +151,13 @@ def run_stage(
         )
         if anew:  # not before: an interrupted run keeps the result there was
             remove_directory(final)
-    unfinished.unlink(missing_ok=True)
+    store.forget_unfinished(stage.name, key)
     seconds = time.monotonic() - started
     store.note(
         Record(stage.name, key, recipe.name, recipe.target.name, parts, round(seconds, 3), round(time.time(), 3))
     )
     made = Artifact.open(final)
+    finished.vouch(made, store)
     stages.judge(made, recipe.accept)
     return Outcome(stage.name, made, cached=False, seconds=seconds)
 
@@ -178,12 +184,13 @@ def finish_here(artifact: Artifact, *, store: Store, progress: Progress) -> Arti
     """
     if artifact.manifest.finish is None:
         raise InputError("its engine is built already", where=str(artifact.path))
-    stage, recipe = stages.get("engine"), artifact.recipe()
-    parts = {**stage.key_parts(recipe, artifact), "artifact": artifact.id}
-    final = store.place("finished", key_of(parts))
-    if found := store.find("finished", key_of(parts)):
+    stage, recipe, key = stages.get("engine"), artifact.recipe(), finished.key(artifact)
+    found = store.find(finished.FINISHED, key)
+    if found and found.manifest.lineage[-1].stage_version == stage.version:
         return found
+    parts, final = stage.key_parts(recipe, artifact), store.place(finished.FINISHED, key)
     with drafted(final) as draft:
+        _places(draft, store, finished.FINISHED, key)
         stage.run(recipe, artifact, draft, progress)
         if draft.finish:
             raise EnvironmentProblem(
@@ -191,7 +198,7 @@ def finish_here(artifact: Artifact, *, store: Store, progress: Progress) -> Arti
                 where=str(artifact.path),
                 hint=f"run it on its target: {draft.finish.command}",
             )
-        step = Step(stage=stage.name, stage_version=stage.version, key=key_of(parts), took=parts["input"])
+        step = Step(stage=stage.name, stage_version=stage.version, key=key, took=parts["input"])
         fields = artifact.manifest.model_dump(include={"name", "version", "target", "recipe"})
         finish(
             draft,
@@ -201,7 +208,19 @@ def finish_here(artifact: Artifact, *, store: Store, progress: Progress) -> Arti
             lineage=(*artifact.manifest.lineage, step),
             tools={**artifact.manifest.tools, **parts["tools"]},
         )
-    return Artifact.open(final)
+        if found:
+            remove_directory(final)
+    store.forget_unfinished(finished.FINISHED, key)
+    made = Artifact.open(final)
+    finished.vouch(made, store)
+    return made
+
+
+def _places(draft: Draft, store: Store, stage: str, key: str) -> None:
+    """Tell a draft where in the store its stage may keep what outlives it."""
+    draft.unfinished = store.unfinished(stage, key)
+    draft.unfinished_folder = store.unfinished_folder(stage, key)
+    draft.opened = store.opened
 
 
 def _keep_reports(folder: Path, store: Store, stage: str, key: str) -> str | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -46,3 +46,21 @@ def track(progress: Progress, label: str, items: Iterable[Item], total: int | No
         for item in items:
             yield item
             task.advance()
+
+
+@contextmanager
+def phases(progress: Progress) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to be told of phases, `(name, step, steps)`: the one told of last is shown as a task."""
+    with ExitStack() as open_task:
+        task: Task = SilentTask()
+        shown: tuple[str, int, int] = ("", 0, 0)
+
+        def tell(phase: str, step: int, steps: int) -> None:
+            nonlocal task, shown
+            if (phase, steps) != (shown[0], shown[2]) or step < shown[1]:
+                open_task.close()
+                task, shown = open_task.enter_context(progress.task(phase, steps)), (phase, 0, steps)
+            task.advance(step - shown[1])
+            shown = (phase, step, steps)
+
+        yield tell

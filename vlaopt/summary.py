@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.store import Store
 from vlaopt.benchmark.compare import Turns, interleave
@@ -23,6 +22,7 @@ from vlaopt.progress import Progress
 from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import Golden, Sample, of_sample
 from vlaopt.runtime.policy import open_artifact
+from vlaopt.stages.bench import why_not_measured
 
 if TYPE_CHECKING:
     from vlaopt.policies import EagerPolicy
@@ -194,8 +194,8 @@ def _measure(recipe: Recipe, forms: Mapping[str, Artifact], engine: Artifact, pr
     # A CPU's time for what it has no fast form of says nothing of the target.
     openers |= {form: partial(portable, artifact) for form, artifact in forms.items() if not _rounded(artifact)}
     built = engine.manifest.engine
-    if built and backends.get(built.backend).runnable() is None:
-        openers["engine"] = lambda: of_sample(open_artifact(engine).predict_chunk)
+    if built and why_not_measured(engine) is None:
+        openers["engine"] = lambda: of_sample(open_artifact(engine, trust=True).predict_chunk)
     samples = Golden.of(engine).samples
     with progress.task("measuring all forms side by side"):
         if forms["FP32 ONNX"].size("component") <= TOGETHER:

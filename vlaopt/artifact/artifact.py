@@ -186,6 +186,10 @@ class Draft:
     finish: Finish | None = None
     unfinished: Path | None = None
     """Where a long stage may keep what it found out, for the next process when this one is killed."""
+    unfinished_folder: Path | None = None
+    """Where it may keep files for that, each whole or not at all."""
+    opened: Path | None = None
+    """Where this machine keeps what backends compile and time, a folder for each backend."""
 
     def write(self, path: str, data: bytes, role: Role) -> None:
         """Add one file, in the place of one of the same path."""

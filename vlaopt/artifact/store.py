@@ -47,7 +47,8 @@ _RECORD = TypeAdapter(Record)
 class Store:
     """Stage results in a folder: `stages/<stage>/<key>/` are artifacts, `journal/<stage>/<key>.json` their records.
 
-    `unfinished/<stage>/<key>.jsonl` is what a stage that is not through yet found out.
+    `unfinished/<stage>/<key>.jsonl` is what a stage that is not through yet found out, and the folder
+    `unfinished/<stage>/<key>/` what it has made.
     """
 
     root: Path
@@ -77,6 +78,15 @@ class Store:
     def unfinished(self, stage: str, key: str) -> Path:
         """Where what an interrupted stage found out lies, or will lie; gone once its result is stored."""
         return self.root / "unfinished" / stage / f"{key}.jsonl"
+
+    def unfinished_folder(self, stage: str, key: str) -> Path:
+        """Where the files lie, or will lie, that an interrupted stage has made; gone once its result is stored."""
+        return self.root / "unfinished" / stage / key
+
+    def forget_unfinished(self, stage: str, key: str) -> None:
+        """Remove what an interrupted stage left."""
+        self.unfinished(stage, key).unlink(missing_ok=True)
+        remove_directory(self.unfinished_folder(stage, key))
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The stored result, every byte checked, or None. A damaged entry is dropped, so that it is made again."""
@@ -124,9 +134,9 @@ class Store:
                 freed += remove_directory(place)
                 self._line(stage, key).unlink(missing_ok=True)
                 removed += 1
-        for left in [*self.root.glob("unfinished/*/[0-9a-f]*.jsonl"), *self.opened.glob("*/[0-9a-f]*")]:
+        for left in [*self.root.glob("unfinished/*/[0-9a-f]*"), *self.opened.glob("*/[!.]*")]:
             if _modified(left) <= limit:
-                freed += _discard(left)
+                freed += remove_directory(left) if left.is_dir() else _discard(left)
                 removed += 1
         return removed, freed
 

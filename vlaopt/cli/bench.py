@@ -9,7 +9,7 @@ import typer
 
 from vlaopt.cli import terminal
 from vlaopt.cli.recipe import AsJson, Overrides
-from vlaopt.cli.stage import ONLY_STAGE, OutputOption, RecipeOption, is_artifact, refuse_options, run_alone
+from vlaopt.cli.stage import ONLY_STAGE, OutputOption, RecipeOption, TrustOption, is_artifact, refuse_options, run_alone
 
 
 def bench(
@@ -30,6 +30,7 @@ def bench(
     backend: Annotated[
         str | None, typer.Option("--backend", metavar="B", help="Measure the portable graphs on this backend.")
     ] = None,
+    trust: TrustOption = False,
     recipe: RecipeOption = None,
     overrides: Overrides = None,
     output: OutputOption = None,
@@ -46,13 +47,12 @@ def bench(
     from vlaopt.benchmark.record import BenchSettings
     from vlaopt.chain import finish_here
     from vlaopt.errors import EnvironmentProblem, GateError
-    from vlaopt.runtime.policy import why_not_here
-    from vlaopt.stages.bench import bench_artifact
+    from vlaopt.stages.bench import bench_artifact, why_not_measured
 
     wanted = [parse_assertion(expression) for expression in assertions or ()]
     if not is_artifact(source) or recipe:
         refuse_options(
-            {"--hz": hz, "--duration": duration, "--backend": backend, "--assert": wanted},
+            {"--hz": hz, "--duration": duration, "--backend": backend, "--assert": wanted, "--trust": trust},
             "for measuring an artifact, not for stage `bench` of a recipe",
             hint="build it first; a recipe's own settings are bench.hz and bench.duration_s (--set)",
         )
@@ -66,7 +66,7 @@ def bench(
     if backend is None and artifact.manifest.finish:
         with terminal.watched(quiet=as_json) as progress:
             artifact = finish_here(artifact, store=Store.default(), progress=progress)
-    if backend is None and (reason := why_not_here(artifact)):
+    if backend is None and (reason := why_not_measured(artifact)):
         raise EnvironmentProblem(
             f"cannot be measured here: {reason}",
             where=str(source),
@@ -75,7 +75,7 @@ def bench(
     own = artifact.recipe().bench
     settings = BenchSettings(hz=hz or own.hz, duration_s=duration or own.duration_s, back_to_back_s=own.back_to_back_s)
     with terminal.watched(quiet=as_json) as progress:
-        record = bench_artifact(artifact, settings, progress, backend=backend)
+        record = bench_artifact(artifact, settings, progress, backend=backend, trust=trust)
     outcomes = evaluate(wanted, record)
     value: dict[str, Any] = record.model_dump(mode="json", by_alias=True)
     if as_json:

@@ -17,6 +17,7 @@ from vlaopt.cli.calibration import (
     SetOption,
     renamings,
 )
+from vlaopt.cli.stage import TrustOption
 
 if TYPE_CHECKING:
     from vlaopt.calibration.recorder import Recorder
@@ -44,6 +45,7 @@ def capture(
     backend: Annotated[
         str | None, typer.Option("--backend", metavar="B", help="Run the portable graphs on it.")
     ] = None,
+    trust: TrustOption = False,
     seed: SeedOption = 0,
     name: NameOption = None,
     licence: LicenceOption = "unknown",
@@ -62,7 +64,7 @@ def capture(
     for option, given, where in (("--task", task, simulator), ("--rename", rename, source)):
         if given and where is None:
             raise InputError(f"{option} is for {'a simulator' if option == '--task' else '--from'}")
-    policy = open_policy(artifact, backend=backend)
+    policy = open_policy(artifact, backend=backend, trust=trust)
     recorder = Recorder(
         output,
         capacity=samples,

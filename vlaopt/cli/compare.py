@@ -9,6 +9,7 @@ import typer
 
 from vlaopt.cli import terminal
 from vlaopt.cli.recipe import AsJson
+from vlaopt.cli.stage import TrustOption
 
 ANSWERS = {
     "FASTER": "B is FASTER",
@@ -23,6 +24,7 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="An artifact.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another artifact of the same policy.")],
     rounds: Annotated[int, typer.Option(min=10, metavar="N", help="Turns of each.")] = 20,
+    trust: TrustOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether B is faster than A.
@@ -43,7 +45,7 @@ def compare(
         raise InputError(
             "the artifacts are of different policies: their golden actions differ", where=f"{first}, {second}"
         )
-    opened = {name: open_artifact(artifact) for name, artifact in zip("AB", artifacts, strict=True)}
+    opened = {name: open_artifact(artifact, trust=trust) for name, artifact in zip("AB", artifacts, strict=True)}
     with terminal.watched(quiet=as_json) as progress, progress.task("measuring in turns"):
         turns = interleave(
             {name: of_sample(policy.predict_chunk) for name, policy in opened.items()},

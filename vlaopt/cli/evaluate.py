@@ -9,6 +9,7 @@ import typer
 
 from vlaopt.cli import terminal
 from vlaopt.cli.recipe import AsJson
+from vlaopt.cli.stage import TrustOption
 
 
 def evaluate(
@@ -19,6 +20,7 @@ def evaluate(
         list[str] | None, typer.Option("--task", metavar="T", help="One task; repeat for more; all otherwise.")
     ] = None,
     policy_type: Annotated[str, typer.Option("--type", metavar="P", help="Policy type of a checkpoint.")] = "edge-vla",
+    trust: TrustOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Closed-loop success in Meta-World, with its 95 % interval.
@@ -33,7 +35,7 @@ def evaluate(
     if (source / FILE_NAME).is_file():
         from vlaopt.runtime.policy import open as open_policy
 
-        policy = open_policy(source)
+        policy = open_policy(source, trust=trust)
     else:
         from vlaopt import policies
         from vlaopt.runtime.stepping import Stepper

@@ -35,6 +35,12 @@ OutputOption = Annotated[
     typer.Option("--output", metavar="DIR", help="Publish the result there; it stays in the store otherwise."),
 ]
 
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Open an engine of native code that another machine built: opening it runs that code."
+    ),
+]
 
 ONLY_STAGE = "only for a stage that is run by its recipe"
 

@@ -9,7 +9,7 @@ import typer
 
 from vlaopt.cli import terminal
 from vlaopt.cli.recipe import AsJson, Overrides
-from vlaopt.cli.stage import ONLY_STAGE, OutputOption, RecipeOption, is_artifact, refuse_options, run_alone
+from vlaopt.cli.stage import ONLY_STAGE, OutputOption, RecipeOption, TrustOption, is_artifact, refuse_options, run_alone
 
 
 def verify(
@@ -22,6 +22,7 @@ def verify(
     backend: Annotated[
         str | None, typer.Option("--backend", metavar="B", help="Verify the portable graphs on this backend.")
     ] = None,
+    trust: TrustOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Hold an artifact to its gates.
@@ -31,7 +32,7 @@ def verify(
     """
     if not is_artifact(source) or recipe:
         refuse_options(
-            {"--backend": backend},
+            {"--backend": backend, "--trust": trust},
             "for verifying an artifact, not for stage `verify` of a recipe",
             hint="a recipe names its backend itself: --set engine.backend=…",
         )
@@ -41,15 +42,18 @@ def verify(
         {"--set": overrides, "--output": output}, ONLY_STAGE, hint="add --recipe RECIPE to run stage `verify`"
     )
     from vlaopt.artifact.artifact import Artifact
+    from vlaopt.runtime import finished
     from vlaopt.stages import hold
     from vlaopt.stages.verify import LOCATE, measure
 
     artifact = Artifact.open(source)
     artifact.check()
+    if backend is None:
+        artifact = finished.find(artifact) or artifact
     own = artifact.recipe()
     limits = own.model_copy(update={"verify": own.verify.model_copy(update={"closed_loop": None})})
     with terminal.watched(quiet=as_json) as progress:
-        result = measure(artifact, limits, None, progress, backend=backend)
+        result = measure(artifact, limits, None, progress, backend=backend, trust=trust)
     if as_json:
         terminal.give_json(result.metrics)
     else:

@@ -287,6 +287,10 @@ class Recipe(Sections[Target]):
         """The absolute place of a path that the recipe names, such as `recipe.policy.checkpoint`."""
         return self.folder / path
 
+    def backends(self) -> tuple[str, ...]:
+        """The backends that its engine may be built by, the preferred one first."""
+        return tuple(self.target.backends) if self.engine.backend == "auto" else (self.engine.backend,)
+
     def resolved(self) -> dict[str, Any]:
         """The whole recipe as plain JSON values: every default and the target written out, its path left out."""
         return self.as_json()

@@ -15,6 +15,7 @@ from vlaopt.artifact.store import Store
 from vlaopt.backends import EngineOptions, Session
 from vlaopt.benchmark import environment
 from vlaopt.errors import EnvironmentProblem, InputError
+from vlaopt.runtime import finished
 from vlaopt.runtime.adjust import adjusted
 from vlaopt.runtime.guidance import Guidance, check_guidance, steer
 from vlaopt.runtime.loop import Tap, check_noise, draw_noise, run_loop
@@ -50,11 +51,11 @@ class Policy:
         """Whether the next `predict` looks at its observation; between, it steps through the chunk it has."""
         return self._stepper.needs_observation
 
-    def reset(self) -> None:
     def told(self) -> dict[str, tuple[str, ...]]:
         """What its components' sessions say of how they ran, such as whether as a CUDA graph; most say nothing."""
         return {name: said for name, session in self._sessions.items() if (said := backends.told(session))}
 
+    def reset(self) -> None:
         """Start a new episode: forget what `predict` remembers and start the noise again from the seed."""
         self._stepper.reset()
         self._generator = np.random.default_rng(self._seed)
@@ -122,17 +123,26 @@ def open(
     threads: int | None = None,
     steps: int | None = None,
     n_action_steps: int | None = None,
+    trust: bool = False,
 ) -> Policy:
     """The policy in the artifact at `path`, ready to run here, without torch or onnx.
 
-    Its engine is used; an artifact without one (of a stage before `engine`, or to be finished on its target) runs its
-    portable graphs on `backend`. Naming a backend other than the engine's runs the portable graphs on it. `steps` and
-    `n_action_steps` replace the number of its loop's steps and of the actions it executes of a chunk.
-    Raises InputError for an unsound artifact or a number it cannot take, EnvironmentProblem when this machine cannot
-    run its engine.
+    Its engine is used, or the one that this machine finished for it; an artifact without one (of a stage before
+    `engine`, or to be finished on its target) runs its portable graphs on `backend`. Naming a backend other than the
+    engine's runs the portable graphs on it. `steps` and `n_action_steps` replace the number of its loop's steps and of
+    the actions it executes of a chunk. An engine of native code that this machine did not build opens only with
+    `trust`: opening it runs that code.
+    Raises InputError for an unsound or untrusted artifact or a number it cannot take, EnvironmentProblem when this
+    machine cannot run its engine.
     """
-    artifact = Artifact.open(path)
-    return open_artifact(artifact, backend=backend, threads=threads, steps=steps, n_action_steps=n_action_steps)
+    return open_artifact(
+        Artifact.open(path),
+        backend=backend,
+        threads=threads,
+        steps=steps,
+        n_action_steps=n_action_steps,
+        trust=trust,
+    )
 
 
 def open_artifact(
@@ -142,11 +152,17 @@ def open_artifact(
     threads: int | None = None,
     steps: int | None = None,
     n_action_steps: int | None = None,
+    trust: bool = False,
 ) -> Policy:
     """As `open`, for an artifact that is open already."""
     spec = adjusted(artifact.spec(), steps=steps, n_action_steps=n_action_steps)
+    if artifact.manifest.finish and backend is None:
+        artifact = finished.find(artifact) or artifact
     engine = artifact.manifest.engine
     if engine and backend in (None, engine.backend):
+        _check_fit(artifact, engine)
+        if not trust:
+            finished.check_trust(artifact)
         return assemble(artifact, _open_engine(artifact, engine, threads), backend=engine.backend, spec=spec)
     unfinished = artifact.manifest.finish
     if unfinished and backend is None:
@@ -165,8 +181,40 @@ def why_not_here(artifact: Artifact) -> str | None:
         return f"the engine is finished on the target: {artifact.manifest.finish.command}"
     if artifact.manifest.engine is None:
         return None
-    library = backends.get(artifact.manifest.engine.backend)
-    return library.missing() or library.runnable() or _cpu_lacks(artifact)
+    return _why_not(artifact, artifact.manifest.engine)
+
+
+def _why_not(artifact: Artifact, engine: EngineEntry) -> str | None:
+    library = backends.get(engine.backend)
+    return library.missing() or library.runnable() or _cpu_lacks(artifact) or _lacking(engine)
+
+
+def _lacking(engine: EngineEntry) -> str | None:
+    """What the engine's components need that this machine has not, or None."""
+    had = backends.get(engine.backend).machine()
+    misfits = [
+        str(misfit) for component in engine.components.values() for misfit in backends.misfits(component.needs, had)
+    ]
+    return "; ".join(dict.fromkeys(misfits)) or None
+
+
+def _check_fit(artifact: Artifact, engine: EngineEntry) -> None:
+    """Raise EnvironmentProblem when this machine cannot run the engine, before a byte of it is looked at."""
+    reason = _why_not(artifact, engine)
+    if reason is None:
+        return
+    parent = artifact.manifest.parent
+    rebuild = (
+        f"here, from the artifact {parent[:12]} that it was made of: vlaopt engine ARTIFACT"
+        if parent
+        else "by its recipe: vlaopt build RECIPE"
+    )
+    raise EnvironmentProblem(
+        f"the engine is for {engine.backend} on {engine.machine}, and this machine cannot run it: {reason}",
+        where=str(artifact.path),
+        hint=f"run it on its target, build it anew ({rebuild}), or name another backend (--backend onnxruntime runs "
+        "the portable graphs)",
+    )
 
 
 def _cpu_lacks(artifact: Artifact) -> str | None:
@@ -175,12 +223,6 @@ def _cpu_lacks(artifact: Artifact) -> str | None:
 
 def _open_engine(artifact: Artifact, engine: EngineEntry, threads: int | None) -> dict[str, Session]:
     library = backends.get(engine.backend)
-    if reason := library.missing() or library.runnable() or _cpu_lacks(artifact):
-        raise EnvironmentProblem(
-            f"the engine is for {engine.backend} on {engine.machine}, and this machine cannot run it: {reason}",
-            where=str(artifact.path),
-            hint="run it on its target, or name another backend (--backend onnxruntime runs the portable graphs)",
-        )
     chosen = engine.threads if threads is None else threads
     options = EngineOptions(threads=chosen, settings=engine.settings, cache=_cache(engine.backend))
     return {

@@ -23,6 +23,7 @@ from vlaopt.hashing import digest_file, digest_json, digest_tree
 from vlaopt.optional import installed_version, plugin_sources
 from vlaopt.progress import Progress
 from vlaopt.recipe.model import Accept, Recipe
+from vlaopt.runtime import finished
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.policy import Policy
 from vlaopt.tensors import Array
@@ -72,7 +73,7 @@ class Stage:
             "recipe": _picked(resolved, self.values),
             "target": _picked(resolved["target"], self.target_values),
             "outside": self.outside(recipe),
-            "machine": machine_key() if self.on_this_machine else None,
+            **(_machine(recipe) if self.on_this_machine else {"machine": None}),
             "tools": {tool: version for tool, version in versions.items() if version},
         }
 
@@ -187,9 +188,12 @@ STAGES = (
     ),
     Stage(
         "engine",
-        version=3,
+        version=4,
         values=("engine", "accept"),
-        target_values=("name", "kind", "arch", "backends", "cpu_features", "compute_capabilities", "engine_built_on"),
+        target_values=(
+            *("name", "kind", "arch", "backends", "cpu_features", "compute_capabilities", "tensorrt"),
+            "engine_built_on",
+        ),
         tools=("onnxruntime", "openvino", "tensorrt-rtx-cu13-libs", "tensorrt", "numpy"),
         on_this_machine=True,
     ),
@@ -219,6 +223,11 @@ JUDGED = {
 The limits are no part of their keys: another limit needs no new training. `engine` and `verify` hold to them inside.
 """
 ORDER = tuple(stage.name for stage in STAGES)
+
+
+def _machine(recipe: Recipe) -> dict[str, Any]:
+    """What a result that depends on this machine depends on: for a GPU also what each backend finds here."""
+    return {"machine": machine_key()} if recipe.target.kind == "cpu" else finished.machine(recipe)
 
 
 def _picked(tree: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     draft.carry(source, "component", "plain", "policy", "golden", "engine", "report")
     path = recipe.verify.observations
     held_out = CalibrationSet.open(recipe.locate(path)) if path else None
-    result = measure(source, recipe, held_out, progress)
+    result = measure(source, recipe, held_out, progress, trust=True)
     draft.metrics["verify"] = result.metrics
     draft.write_json("reports/verify.json", result.metrics, "report")
     hold(result.gates, what="gates missed", hint=LOCATE)
@@ -54,6 +54,7 @@ def measure(
     progress: Progress,
     *,
     backend: str | None = None,
+    trust: bool = False,
 ) -> Result:
     """Run the artifact against its recorded references, and in closed loop where the recipe names a simulator.
 
@@ -61,7 +62,7 @@ def measure(
     artifact whose engine cannot run here is verified by its portable graphs on ONNX Runtime, and its metrics say so.
     """
     elsewhere = why_not_here(artifact)
-    policy = _open(artifact, backend or ("onnxruntime" if elsewhere else None))
+    policy = _open(artifact, backend or ("onnxruntime" if elsewhere else None), trust)
     errors = {"golden": golden_error(policy, Golden.of(artifact), progress, "verifying on golden observations")}
     if held_out is not None:
         errors["held_out"] = _held_out_error(artifact, held_out, policy, progress)
@@ -81,10 +82,10 @@ def measure(
     return Result(metrics, gates)
 
 
-def _open(artifact: Artifact, backend: str | None) -> Policy:
+def _open(artifact: Artifact, backend: str | None, trust: bool) -> Policy:
     """The policy, its portable graphs with the target's rounding where ONNX Runtime would compute more exactly."""
     if backend != "onnxruntime" or not artifact.manifest.metrics.get("onnx", {}).get("rounded"):
-        return open_artifact(artifact, backend=backend)
+        return open_artifact(artifact, backend=backend, trust=trust)
     require("onnx", "build")
     from vlaopt.quantization.rounding import rounded
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
-from vlaopt.artifact.graph import Graph
 from vlaopt.artifact.manifest import (
     PLAN_PATH,
     EngineComponent,
@@ -22,53 +21,28 @@ from vlaopt.artifact.manifest import (
     placed_path,
     plain_path,
 )
-from vlaopt.backends import Backend, EngineOptions, Session
+from vlaopt.backends import ONE_OF, Backend, EngineOptions
 from vlaopt.backends.audit import Audit, audit, planned_precisions
 from vlaopt.benchmark import environment
 from vlaopt.benchmark.actions import ActionError
 from vlaopt.benchmark.compare import interleave
-from vlaopt.benchmark.threads import choose_threads
-from vlaopt.errors import EnvironmentProblem, StageError, VlaoptError
-from vlaopt.files import read_file, remove_directory, write_file
+from vlaopt.errors import EnvironmentProblem, InputError, StageError, VlaoptError
+from vlaopt.files import read_file, remove_directory
 from vlaopt.progress import Progress
-from vlaopt.recipe.model import Recipe
-from vlaopt.runtime.golden import Golden, Sample, of_sample
+from vlaopt.recipe.model import Recipe, TensorRt
+from vlaopt.runtime.golden import Golden, of_sample
 from vlaopt.runtime.policy import Policy, assemble
-from vlaopt.runtime.timing import component_times
 from vlaopt.stages import golden_error, hold, limits
+from vlaopt.stages.engine.forms import Form, Workshop
+from vlaopt.stages.engine.shipping import Built, Forms, Variant, decide, times_of, whole, with_threads
 from vlaopt.target import Target
 
-Variant = Literal["plain", "quantized"]
 ROUNDS, ITERATIONS = 10, 10
 SIZE_ONLY_SLOWEST = 0.9
 """A component that only stores int8 weights is there for its size; it may be this much as fast as the plain one."""
 PREFERENCE = 1.05
 """A backend must be this many times as fast as those before it in the target's list: noise must decide nothing."""
 RAISE = "`vlaopt diagnose RECIPE --backend B` names the layers that lose it; or name another engine.backend"
-
-
-@dataclass(frozen=True)
-class Form:
-    """One component compiled in one form; no session where it cannot run here.
-
-    Its files lie on the disk: those of every form on every backend may not fit into memory.
-    """
-
-    files: Mapping[str, Path]
-    size: int
-    precisions: Mapping[str, int]
-    notes: tuple[str, ...]
-    layers: Mapping[str, str]
-    session: Session | None = None
-
-
-@dataclass(frozen=True)
-class Built:
-    """One component in the form that ships."""
-
-    variant: Variant
-    reason: str
-    form: Form
 
 
 @dataclass(frozen=True)
@@ -86,41 +60,50 @@ class Candidate:
 def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
     assert source is not None
     draft.carry(source, "component", "policy", "golden", "report")
-    target = recipe.target
-    wanted = target.backends if recipe.engine.backend == "auto" else (recipe.engine.backend,)
+    target, wanted = recipe.target, recipe.backends()
     if target.engine_built_on == "target" and (reason := _why_elsewhere(target, wanted)):
         draft.carry(source, "plain", "placed")
         draft.finish = Finish(backend=wanted[0], command="vlaopt engine ARTIFACT", reason=reason)
         draft.metrics["engine"] = {"finish": draft.finish.model_dump()}
         return
-    threads = 0 if recipe.engine.threads == "auto" else recipe.engine.threads
-    options = EngineOptions(threads=threads, compute_capabilities=tuple(target.compute_capabilities))
-    usable = _usable(wanted)
-    here = [name for name in usable if backends.get(name).runnable() is None]
+    reasons = {name: _why_not_here(target, backends.get(name)) for name in _usable(wanted)}
+    here = [name for name, reason in reasons.items() if reason is None]
+    # One that gives no times is for machines where none that does can run.
+    here = [name for name in here if backends.get(name).timed] or here
     compiled = draft.folder / "compiled"
+    workshops = _Workshops(recipe, source, compiled, draft.unfinished_folder, draft.opened, progress)
     if here:
-        chosen, others = _choose(recipe, source, here, options, compiled, progress)
-        components = chosen.components
-        _write(draft, chosen.backend, machine_of(target), chosen.options, components)
-        _ship(source, draft, backends.get(chosen.backend), components)
-        kept = {name: built for name, built in chosen.components.items() if built.variant == "quantized"}
+        chosen, others = _choose(recipe, source, here, workshops, progress)
+        name, options, components = chosen.backend, chosen.options, chosen.components
+    else:
+        name = next(iter(reasons))
+        workshop = workshops.on(name)
+        options, components = workshop.options, _build_only(workshop, progress)
+    _write(draft, name, machine_of(target, backends.get(name), components), options, components)
+    _ship(source, draft, backends.get(name), components)
+    if here:
+        kept = {name: built for name, built in components.items() if built.variant == "quantized"}
         audits = {name: _audit(source, name, built.form).to_json() for name, built in kept.items()}
         draft.metrics["engine"] |= {**others, "action_error": chosen.error.to_json(), "audit": audits}
     else:
-        components = _build_only(source, backends.get(usable[0]), options, compiled, progress)
-        _write(draft, usable[0], machine_of(target), options, components)
-        _ship(source, draft, backends.get(usable[0]), components)
-        draft.metrics["engine"]["not_run"] = backends.get(usable[0]).runnable()
+        draft.metrics["engine"]["not_run"] = reasons[name]
     remove_directory(compiled)
     layers = {name: built.form.layers for name, built in components.items()}
     draft.write_json("reports/engine.json", {**draft.metrics["engine"], "layers": layers}, "report")
 
 
-def machine_of(target: Target) -> str:
-    """The class of machines an engine is for: the architecture, or the compute capabilities of its GPUs."""
+def machine_of(target: Target, library: Backend, components: Mapping[str, Built]) -> str:
+    """The class of machines an engine is for, as a folder's name: the architecture; for GPUs their compute capabilities
+    and the library with its version too."""
     if target.kind == "cpu":
         return f"cpu-{target.arch}"
-    return "-".join(["gpu", target.arch, *(f"sm{sm.replace('.', '')}" for sm in target.compute_capabilities)])
+    needed = next(
+        (built.form.needs["sm"].split(ONE_OF) for built in components.values() if "sm" in built.form.needs), None
+    )
+    capabilities = [f"sm{sm.replace('.', '')}" for sm in needed or target.compute_capabilities]
+    return re.sub(
+        r"[^A-Za-z0-9._+-]", "-", "-".join(["gpu", target.arch, *capabilities, library.name, library.version()])
+    )
 
 
 def _why_elsewhere(target: Target, wanted: Sequence[str]) -> str | None:
@@ -131,13 +114,26 @@ def _why_elsewhere(target: Target, wanted: Sequence[str]) -> str | None:
         return target.cpu_lacks(environment.cpu_features())
     reasons = {}
     for name in wanted:
-        if name not in backends.names():
-            reasons[name] = "not in this version of vlaopt"
-        elif reason := backends.get(name).missing() or backends.get(name).runnable():
-            reasons[name] = reason
-        else:
+        known = name in backends.names()
+        reason = _why_not_here(target, backends.get(name)) if known else "not in this version of vlaopt"
+        if reason is None:
             return None
+        reasons[name] = reason
     return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def _why_not_here(target: Target, library: Backend) -> str | None:
+    """Why a backend's engines cannot run here, or this machine's GPU or TensorRT is not of the class, or None."""
+    if reason := library.missing() or library.runnable():
+        return reason
+    if target.kind == "cpu":
+        return None
+    had = library.machine()
+    if "sm" in had and had["sm"] not in target.compute_capabilities:
+        return f"{target.name} is SM {', '.join(target.compute_capabilities)}, the GPU here is {had['sm']}"
+    if "tensorrt" in had and not target.takes_tensorrt(had["tensorrt"]):
+        return f"{target.name} takes TensorRT {target.tensorrt}, here is {had['tensorrt']}"
+    return None
 
 
 def _usable(names: Sequence[str]) -> list[str]:
@@ -150,8 +146,43 @@ def _usable(names: Sequence[str]) -> list[str]:
     return usable
 
 
+@dataclass(frozen=True)
+class _Workshops:
+    """A workshop for each backend, beside each other."""
+
+    recipe: Recipe
+    source: Artifact
+    folder: Path
+    unfinished: Path | None
+    opened: Path | None
+    progress: Progress
+
+    def on(self, name: str) -> Workshop:
+        """Raises InputError when the recipe asks the backend for what it does not know."""
+        library, engine, target = backends.get(name), self.recipe.engine, self.recipe.target
+        options = EngineOptions(
+            threads=0 if engine.threads == "auto" else engine.threads,
+            compute_capabilities=tuple(target.compute_capabilities),
+            settings=settings_of(engine.tensorrt, library),
+            cache=self.opened / name if self.opened and target.kind != "cpu" else None,
+        )
+        kept = self.unfinished or self.folder / "kept"
+        return Workshop(self.source, library, options, self.folder / name, kept / name, self.progress)
+
+
+def settings_of(asked: TensorRt, library: Backend) -> dict[str, Any]:
+    """Those of the recipe's settings that the backend knows. Raises InputError for one that was set and it does not."""
+    values, usual = asked.model_dump(mode="json"), TensorRt().model_dump(mode="json")
+    unknown = [key for key in values if key not in library.settings and values[key] != usual[key]]
+    if unknown:
+        raise InputError(
+            f"{library.name} has no setting {unknown[0]!r}", where=f"engine.tensorrt.{unknown[0]}", hint="leave it out"
+        )
+    return {key: value for key, value in values.items() if key in library.settings}
+
+
 def _choose(
-    recipe: Recipe, source: Artifact, names: list[str], options: EngineOptions, folder: Path, progress: Progress
+    recipe: Recipe, source: Artifact, names: list[str], workshops: _Workshops, progress: Progress
 ) -> tuple[Candidate, dict[str, Any]]:
     """The fastest candidate whose gates hold, and what became of every candidate."""
     golden = Golden.of(source)
@@ -159,12 +190,15 @@ def _choose(
     refused: dict[str, str] = {}
     for name in names:
         try:
-            candidates.append(_candidate(recipe, source, name, options, folder / name, progress))
+            candidates.append(_candidate(recipe, workshops.on(name), progress))
         except VlaoptError as error:
             if len(names) == 1:
                 raise
             refused[name] = error.lines()[0]
     good = [candidate for candidate in candidates if all(gate.held for gate in limits(candidate.error, recipe.accept))]
+    for candidate in candidates:
+        if candidate not in good:
+            workshops.on(candidate.backend).forget()
     if candidates and not good:
         hold(
             limits(candidates[0].error, recipe.accept),
@@ -173,15 +207,13 @@ def _choose(
         )
     if not good:
         raise StageError("no backend built an engine: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
-    turns = interleave(
-        {candidate.backend: of_sample(candidate.policy.predict_chunk) for candidate in good},
-        golden.samples,
-        rounds=ROUNDS,
-        iterations_per_round=ITERATIONS,
-    )
-    latencies = {candidate.backend: turns.median_ms(candidate.backend) for candidate in good}
+    latencies: dict[str, float] = {}
+    timed = {c.backend: of_sample(c.policy.predict_chunk) for c in good if backends.get(c.backend).timed}
+    if timed:
+        turns = interleave(timed, golden.samples, rounds=ROUNDS, iterations_per_round=ITERATIONS)
+        latencies = {name: turns.median_ms(name) for name in timed}
     chosen = good[0]
-    for candidate in good[1:]:
+    for candidate in good[1:] if timed else ():
         if latencies[chosen.backend] > PREFERENCE * latencies[candidate.backend]:
             chosen = candidate
     missed = {c.backend: "a gate was missed" for c in candidates if c not in good}
@@ -189,89 +221,68 @@ def _choose(
     return chosen, {"candidates_p50_ms": latencies, "refused": {**refused, **missed}, "thread_speedups": threads}
 
 
-def _candidate(
-    recipe: Recipe,
-    source: Artifact,
-    name: str,
-    options: EngineOptions,
-    folder: Path,
-    progress: Progress,
-) -> Candidate:
+def _candidate(recipe: Recipe, workshop: Workshop, progress: Progress) -> Candidate:
     """The policy on one backend, each component in the form that the measurement speaks for."""
-    library, golden = backends.get(name), Golden.of(source)
+    source, library = workshop.source, workshop.library
+    name, golden = library.name, Golden.of(source)
     spec = source.spec()
     forms: dict[str, dict[Variant, Form]] = {}
     with progress.task(f"building on {name}", len(spec.components)) as task:
         for component in spec.order():
-            forms[component] = _forms(recipe, source, component, library, options, folder / component)
+            forms[component] = _forms(recipe, workshop, component)
             task.advance()
+    try:
+        return _measured(recipe, workshop, forms, golden, progress)
+    except VlaoptError:
+        workshop.forget()  # the next run is not to take up what cannot run
+        raise
+
+
+def _measured(recipe: Recipe, workshop: Workshop, forms: Forms, golden: Golden, progress: Progress) -> Candidate:
+    source, library = workshop.source, workshop.library
+    name = library.name
+    variants: list[Variant] = (
+        ["plain", "quantized"] if any("quantized" in found for found in forms.values()) else ["plain"]
+    )
+    workshop.try_out({variant: whole(forms, variant) for variant in variants})
     speedups: Mapping[int, float] = {}
     if recipe.engine.threads == "auto" and recipe.target.kind == "cpu":
         with progress.task(f"finding the threads that pay on {name}"):
-            options, speedups = _with_threads(source, forms, library, options, golden)
-            forms = {component: _reopened(found, library, options) for component, found in forms.items()}
+            options, speedups = with_threads(workshop, forms, golden, rounds=ROUNDS, iterations=ITERATIONS)
+            workshop = replace(workshop, options=options)
+    forms = {
+        component: {variant: workshop.opened(form) for variant, form in found.items()}
+        for component, found in forms.items()
+    }
     times: Mapping[str, Mapping[Variant, float]] = {}
-    if any("quantized" in found for found in forms.values()):
+    if "quantized" in variants and library.timed:
         with progress.task(f"measuring components on {name}"):
-            times = _component_times(source, forms, name, golden)
+            times = times_of(source, forms, name, golden, rounds=ROUNDS, iterations=ITERATIONS)
     components = {}
     for component, found in forms.items():
         needed = recipe.engine.minimum_speedup if _planned(source, component) else SIZE_ONLY_SLOWEST
-        components[component] = _decide(found, times.get(component, {}), needed)
+        components[component] = decide(found, times.get(component, {}), needed)
     sessions = {key: built.form.session for key, built in components.items() if built.form.session}
     policy = assemble(source, sessions, backend=name)
     error = golden_error(policy, golden, progress, f"verifying on {name}")
-    return Candidate(name, options, components, policy, error, speedups)
+    return Candidate(name, workshop.options, components, policy, error, speedups)
 
 
-def _with_threads(
-    source: Artifact,
-    forms: Mapping[str, Mapping[Variant, Form]],
-    library: Backend,
-    options: EngineOptions,
-    golden: Golden,
-) -> tuple[EngineOptions, Mapping[int, float]]:
-    """`options` with the number of threads that pays for the policy in low precision, and what was measured."""
-    wanted = {name: found.get("quantized", found["plain"]) for name, found in forms.items()}
-
-    def opened(threads: int) -> Callable[[Sample], object]:
-        sessions = {name: _open(form, library, replace(options, threads=threads)) for name, form in wanted.items()}
-        return of_sample(assemble(source, sessions, backend=library.name).predict_chunk)
-
-    choice = choose_threads(
-        opened,
-        golden.samples,
-        cores=environment.usable_cores(),
-        rounds=ROUNDS,
-        iterations_per_round=ITERATIONS,
-    )
-    return replace(options, threads=choice.threads), choice.speedups
-
-
-def _reopened(forms: Mapping[Variant, Form], library: Backend, options: EngineOptions) -> dict[Variant, Form]:
-    return {variant: replace(form, session=_open(form, library, options)) for variant, form in forms.items()}
-
-
-def _open(form: Form, library: Backend, options: EngineOptions) -> Session:
-    return library.open({name: read_file(path) for name, path in form.files.items()}, options)
-
-
-def _forms(
-    recipe: Recipe, source: Artifact, component: str, library: Backend, options: EngineOptions, folder: Path
-) -> dict[Variant, Form]:
+def _forms(recipe: Recipe, workshop: Workshop, component: str) -> dict[Variant, Form]:
     """A component compiled as it may ship. Raises StageError when the backend ignores the planned precision."""
+    source, library = workshop.source, workshop.library
     if not source.has(plain_path(component)):
-        return {"plain": _compile(library, source.graph(component_path(component)), options, folder / "plain")}
-    main = _compile(library, source.graph(_graph_path(source, component, library)), options, folder / "quantized")
+        return {"plain": workshop.form(component, "plain", component_path(component))}
+    main = workshop.form(component, "quantized", _graph_path(source, component, library))
     found = _audit(source, component, main)
     if len(found.others) > len(found.planned) * recipe.engine.allow_shortfall:
+        workshop.forget(component, "quantized")
         raise StageError(
             found.told(library.name, component),
             hint="name another engine.backend, keep the layers in fp32 (quantize.rules), or allow it "
             "(engine.allow_shortfall)",
         )
-    plain = _compile(library, source.graph(plain_path(component)), options, folder / "plain")
-    return {"plain": plain, "quantized": main}
+    return {"plain": workshop.form(component, "plain", plain_path(component)), "quantized": main}
 
 
 def _audit(source: Artifact, component: str, form: Form) -> Audit:
@@ -285,60 +296,19 @@ def _planned(source: Artifact, component: str) -> dict[str, str]:
     return planned_precisions(json.loads(source.read(PLAN_PATH))["components"][component]["nodes"])
 
 
-def _compile(library: Backend, graph: Graph, options: EngineOptions, folder: Path) -> Form:
-    """One form of a component, its files written to `folder`; opened where the backend runs."""
-    engine = library.build(graph, options)
-    files = {name: folder / name for name in engine.files}
-    for name, data in engine.files.items():
-        write_file(files[name], data)
-    session = library.open(engine.files, options) if library.runnable() is None else None
-    return Form(files, sum(map(len, engine.files.values())), engine.precisions, engine.notes, engine.layers, session)
-
-
-def _component_times(
-    source: Artifact, forms: Mapping[str, Mapping[Variant, Form]], backend: str, golden: Golden
-) -> dict[str, dict[Variant, float]]:
-    """Milliseconds that every component takes of a chunk in both forms, inside the whole policy."""
-    variants: tuple[Variant, ...] = ("plain", "quantized")
-    sessions: dict[str, dict[str, Session]] = {
-        variant: {
-            name: session for name, found in forms.items() if (session := found.get(variant, found["plain"]).session)
-        }
-        for variant in variants
-    }
-    assembled = partial(assemble, source, backend=backend)
-    times = component_times(sessions, assembled, golden.samples, rounds=ROUNDS, iterations=ITERATIONS)
-    return {name: {variant: times[variant][name] for variant in variants} for name in forms}
-
-
-def _decide(forms: Mapping[Variant, Form], times: Mapping[Variant, float], needed: float) -> Built:
-    """The quantized form when it is as fast as needed, else the plain one, with the measurement as the reason."""
-    plain = forms["plain"]
-    if "quantized" not in forms:
-        return Built("plain", "nothing in it is quantized", plain)
-    quantized = forms["quantized"]
-    speedup = times["plain"] / times["quantized"]
-    facts = (
-        f"{speedup:.2f}× as fast as plain ({times['quantized']:.3f} ms), {quantized.size / plain.size:.0%} of its size"
-    )
-    if speedup >= needed:
-        return Built("quantized", facts, quantized)
-    return Built("plain", f"quantized it would be {facts}; {needed:g}× as fast was needed", plain)
-
-
-def _build_only(
-    source: Artifact, library: Backend, options: EngineOptions, folder: Path, progress: Progress
-) -> dict[str, Built]:
+def _build_only(workshop: Workshop, progress: Progress) -> dict[str, Built]:
     """Engines for machines other than this one: built from the final graphs, not run."""
     components = {}
+    source, library = workshop.source, workshop.library
     names = source.spec().components
     with progress.task(f"building for {library.name}", len(names)) as task:
         for name in names:
-            form = _compile(library, source.graph(_graph_path(source, name, library)), options, folder / name)
-            if source.has(plain_path(name)):
-                components[name] = Built("quantized", "not run here: its speed is measured on the target", form)
+            variant: Variant = "quantized" if source.has(plain_path(name)) else "plain"
+            form = workshop.form(name, variant, _graph_path(source, name, library))
+            if variant == "quantized":
+                components[name] = Built(variant, "not run here: its speed is measured on the target", form)
             else:
-                components[name] = Built("plain", "nothing in it is quantized", form)
+                components[name] = Built(variant, "nothing in it is quantized", form)
             task.advance()
     return components
 
@@ -366,7 +336,12 @@ def _write(draft: Draft, backend: str, machine: str, options: EngineOptions, com
             draft.write(path, read_file(compiled), "engine")
             paths.append(path)
         entries[name] = EngineComponent(
-            variant=built.variant, reason=built.reason, files=tuple(paths), precisions=dict(built.form.precisions)
+            variant=built.variant,
+            reason=built.reason,
+            files=tuple(paths),
+            precisions=dict(built.form.precisions),
+            needs=dict(built.form.needs),
+            facts=dict(built.form.facts),
         )
     draft.engine = EngineEntry(
         machine=machine,
