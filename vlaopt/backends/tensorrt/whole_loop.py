@@ -162,21 +162,32 @@ def _update_plan(trt: Any, log: Log, dt: float, step: Step) -> Any:
     kinds = [_FLOATS.get(buffer.host.dtype.name) for buffer in (step.state, step.velocity)]
     if None in kinds or step.velocity.host.shape != shape:
         raise StageError("the loop's state and velocity are not of one shape, or no floating-point numbers")
+    taken, velocity = (getattr(trt.DataType, str(kind)) for kind in kinds)
     builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    taken, given = (getattr(trt.DataType, str(kind)) for kind in kinds)
-    state = network.add_input("state", trt.DataType.FLOAT, trt.Dims(shape))
-    velocity = network.add_input("velocity", given, trt.Dims(shape))
-    if given != trt.DataType.FLOAT:
-        velocity = network.add_cast(velocity, trt.DataType.FLOAT).get_output(0)
     number = np.full([1] * len(shape), dt, np.float32)  # TensorRT reads it until the plan is built
-    factor = network.add_constant(trt.Dims(number.shape), trt.Weights(number)).get_output(0)
-    change = network.add_elementwise(velocity, factor, trt.ElementWiseOperation.PROD).get_output(0)
+    network = update_network(trt, builder, shape, number, taken=taken, velocity=velocity)
+    return builder.build_serialized_network(network, builder.create_builder_config())
+
+
+def update_network(trt: Any, builder: Any, shape: tuple[int, ...], dt: np.ndarray, *, taken: Any, velocity: Any) -> Any:
+    """next = state + dt · velocity, in float32, of `shape`; `dt` is one number of as many dimensions.
+
+    `velocity` is the type that the velocity comes in; where `taken`, what the step takes, is another than float32, the
+    network also gives the next state rounded to that, as `taken`.
+    """
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    single = trt.DataType.FLOAT
+    state = network.add_input("state", single, trt.Dims(shape))
+    given = network.add_input("velocity", velocity, trt.Dims(shape))
+    if velocity != single:
+        given = network.add_cast(given, single).get_output(0)
+    factor = network.add_constant(trt.Dims(dt.shape), trt.Weights(dt)).get_output(0)
+    change = network.add_elementwise(given, factor, trt.ElementWiseOperation.PROD).get_output(0)
     after = network.add_elementwise(state, change, trt.ElementWiseOperation.SUM).get_output(0)
     _mark(network, after, "next")
-    if taken != trt.DataType.FLOAT:
+    if taken != single:
         _mark(network, network.add_cast(after, taken).get_output(0), "taken")
-    return builder.build_serialized_network(network, builder.create_builder_config())
+    return network
 
 
 def _mark(network: Any, tensor: Any, name: str) -> None:

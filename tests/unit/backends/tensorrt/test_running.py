@@ -25,6 +25,8 @@ from vlaopt.artifact.policy_spec import (
 )
 from vlaopt.backends import EngineOptions, Euler
 from vlaopt.backends.tensorrt.classic import BACKEND
+from vlaopt.backends.tensorrt.log import collector
+from vlaopt.backends.tensorrt.whole_loop import update_network
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.runtime.loop import run_loop
 
@@ -206,6 +208,23 @@ def test_a_loop_whose_update_cannot_be_built_is_left_to_the_runtime(lane: str) -
         assert session.run({"x": NOISE, "t": np.ones(1, np.float32), "prefix": FACTOR})["v"].shape == (1, 4, 3)
         session.close()
         assert alive() == NOTHING
+
+
+@pytest.mark.parametrize("taken", ["FLOAT", "HALF", "BF16"])
+@pytest.mark.parametrize("velocity", ["FLOAT", "HALF", "BF16"])
+def test_nvidias_own_builder_takes_the_update_of_the_state(taken: str, velocity: str) -> None:
+    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed", exc_type=ImportError)
+    log = collector(trt)
+    builder = trt.Builder(log)
+    kinds = {"taken": getattr(trt.DataType, taken), "velocity": getattr(trt.DataType, velocity)}
+    dt = np.full((1, 1, 1), -0.1, np.float32)
+    network = update_network(trt, builder, (1, 50, 32), dt, **kinds)
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    assert builder.build_serialized_network(network, config) is not None, log.errors
+    outputs = {network.get_output(index).name: network.get_output(index).dtype for index in range(network.num_outputs)}
+    assert outputs == {"next": trt.DataType.FLOAT} | ({} if taken == "FLOAT" else {"taken": kinds["taken"]})
 
 
 def test_without_the_wish_for_cuda_graphs_there_is_neither_graph_nor_whole_loop() -> None:
