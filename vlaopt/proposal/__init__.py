@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from vlaopt.policies import EagerPolicy
 from vlaopt.policies.checkpoints import CONFIG, OnHub, check_folder, read_json
 from vlaopt.progress import Progress
 from vlaopt.proposal.anatomy import Anatomy, examine
+from vlaopt.proposal.precision import Rule, rules_of, scheme_of
 from vlaopt.recipe.fields import Slug
-from vlaopt.scopes import covers
 from vlaopt.target import Target, load_target
 
 GUESSED_HZ = 20.0
@@ -36,14 +35,6 @@ class Wish:
     calibration: str | None = None
     held_out: str | None = None
     hub_overrides: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Layers that stay in FP32, and why."""
-
-    scope: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -78,25 +69,10 @@ class Proposal:
     on_hub: str | None = None
 
     @property
-    def int8(self) -> bool:
-        """Whether the target computes in int8, and so whether it is proposed."""
-        return "int8" in self.target.precisions
+    def scheme(self) -> str:
+        """The scheme that is proposed for the policy, once nothing is missing."""
+        return scheme_of(self.target)
 
-
-@dataclass(frozen=True)
-class _Habit:
-    """Layers that lose more than others in 8 bit, known by a module's name on their path."""
-
-    name: re.Pattern[str]
-    in_loop_only: bool
-    why: str
-
-
-_HABITS = (
-    _Habit(re.compile(r"time|timestep|step_enc|step_emb"), True, "the time of the loop: rounded, it bends every step"),
-    _Habit(re.compile(r"attn|attention"), True, "attention within the loop: try int8 once all else holds"),
-    _Habit(re.compile(r"(action|state)(_in|_out)?_proj"), False, "where state and actions come in and go out"),
-)
 
 _SIZES = ((1e9, Sizes(256, 32, 128)), (30e9, Sizes(128, 16, 64)), (float("inf"), Sizes(32, 8, 16)))
 """Observations by multiply-adds per chunk: a second of a CPU core is some 20 to 60 of 1e9 in FP32."""
@@ -122,7 +98,7 @@ def propose(wish: Wish, folder: Path, progress: Progress) -> Proposal:
     for text in filter(None, (wish.calibration, wish.held_out)):
         CalibrationSet.open(folder / text).check(eager.spec.observation_layout())
     with progress.task("calling every component once"):
-        return Proposal(wish, kind, name, target, _contents(eager))
+        return Proposal(wish, kind, name, target, _contents(eager, target))
 
 
 def _type_of(checkpoint: Path) -> str:
@@ -143,51 +119,8 @@ def _checked(name: str) -> str:
     return checked
 
 
-def _contents(eager: EagerPolicy) -> Contents:
+def _contents(eager: EagerPolicy, target: Target) -> Contents:
     components, unused = examine(eager)
     macs = sum(component.macs_per_chunk for component in components)
     sizes = next(sizes for limit, sizes in _SIZES if macs < limit)
-    return Contents(eager.spec, components, unused, tuple(_rules(eager.spec, components)), sizes)
-
-
-def _rules(spec: PolicySpec, components: Sequence[Anatomy]) -> Iterator[Rule]:
-    """By habit, and for the last layer, which gives the actions."""
-    paths = [f"{component.name}.{layer}" for component in components for layer in component.layers]
-    done: set[str] = set()
-    for scope, why in (*_by_habit(spec, components), *_last_layer(spec, components)):
-        covered = {path for path in paths if covers(scope, path)}
-        if not covered <= done:
-            yield Rule(scope, why)
-        done |= covered
-
-
-def _by_habit(spec: PolicySpec, components: Sequence[Anatomy]) -> Iterator[tuple[str, str]]:
-    for habit in _HABITS:
-        for component in components:
-            if habit.in_loop_only and component.name != spec.step():
-                continue
-            found: dict[str, set[str]] = {}
-            for layer in component.layers:
-                above, name = _named(layer, habit.name)
-                if name:
-                    found.setdefault(name, set()).add(above)
-            for name, places in found.items():
-                place = next(iter(places)) if len(places) == 1 else "*."
-                yield f"{component.name}.{place}{name}", habit.why
-
-
-def _named(layer: str, pattern: re.Pattern[str]) -> tuple[str, str]:
-    """The first module on the path to a layer that has such a name, split into what is above it and the name."""
-    parts = layer.split(".")
-    for at, part in enumerate(parts):
-        if pattern.search(part):
-            return "".join(f"{above}." for above in parts[:at]), part
-    return "", ""
-
-
-def _last_layer(spec: PolicySpec, components: Sequence[Anatomy]) -> Iterator[tuple[str, str]]:
-    giving = {*spec.read_by_loop(), spec.postprocess.input}
-    for component in components:
-        outputs = {tensor.name for tensor in spec.components[component.name].outputs}
-        if component.layers and outputs & giving:
-            yield f"{component.name}.{component.layers[-1]}", "the last layer, which gives the actions"
+    return Contents(eager.spec, components, unused, rules_of(eager.spec, components, target), sizes)

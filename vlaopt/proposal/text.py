@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 
 from vlaopt import __version__
@@ -37,7 +38,7 @@ def missing(proposal: Proposal) -> list[tuple[str, str]]:
         how = (
             "Golden actions and scales come from recorded observations. Make a set from a LeRobotDataset or a folder "
             "of episodes: `vlaopt calibration make DATASET -o SET --policy THIS_FILE`. Then run this command again "
-            "with --calibration SET; or take the `#` off the lines below and set `scheme: int8`."
+            f"with --calibration SET; or take the `#` off the lines below and set `scheme: {proposal.scheme}`."
         )
         found.append(("a calibration set", how))
     return found
@@ -96,20 +97,25 @@ def _export(proposal: Proposal) -> Iterator[str]:
 
 
 def _quantize(proposal: Proposal) -> Iterator[str]:
-    if not proposal.int8:
-        yield from _comment(f"{proposal.target.name} has no int8.")
+    scheme = proposal.scheme
+    if scheme == "none":
+        yield from _comment(f"{proposal.target.name} has neither int8 nor fp16.")
         yield "quantize: {scheme: none}"
         return
-    form = "symmetric, as TensorRT wants it" if proposal.target.kind != "cpu" else "where it pays on a CPU"
-    about = f"Static int8, {form}: the large matrix products and convolutions. Norms and softmax stay FP32 anyway."
-    if "fp8" in proposal.target.precisions:
-        about += " The hardware has fp8 too; this version writes int8."
+    if scheme == "fp16":
+        about = (
+            "FP16, and 8 bits where a rule says so. Norms, softmax and sums stay FP32, and so does what comes near "
+            "FP16's largest number on the calibration set."
+        )
+    else:
+        form = "symmetric, as TensorRT wants it" if proposal.target.kind != "cpu" else "where it pays on a CPU"
+        about = f"Static int8, {form}: the large matrix products and convolutions. Norms and softmax stay FP32 anyway."
     if proposal.contents and not isinstance(proposal.contents.spec.loop, SingleLoop):
         scope = f'{{scope: "{proposal.contents.spec.step()}.*", scheme: fp32}}'
         about += f" If a limit is missed, first add {scope}: errors add up over the loop."
     yield from _comment(about)
     yield "quantize:"
-    yield "  scheme: int8" if _quantized(proposal) else "  scheme: none  # int8 once nothing is missing"
+    yield f"  scheme: {scheme}" if _quantized(proposal) else f"  scheme: none  # {scheme} once nothing is missing"
     yield "  calibrator: entropy"
     if proposal.contents and proposal.contents.rules:
         yield "  rules:"
@@ -117,7 +123,7 @@ def _quantize(proposal: Proposal) -> Iterator[str]:
         for rule in proposal.contents.rules:
             if rule.why != before:
                 yield f"    # {rule.why[0].upper()}{rule.why[1:]}."
-            yield f"    - {{scope: {json.dumps(rule.scope)}, scheme: fp32}}"
+            yield f"    - {{scope: {json.dumps(rule.scope)}, scheme: {rule.scheme}}}"
             before = rule.why
 
 
@@ -189,14 +195,19 @@ def _table(proposal: Proposal, contents: Contents) -> Iterator[str]:
 
 def _schemes(proposal: Proposal, contents: Contents, component: Anatomy) -> str:
     """How many layers each scheme is proposed for."""
-    paths = [f"{component.name}.{layer}" for layer in component.layers]
-    kept = sum(any(covers(rule.scope, path) for rule in contents.rules) for path in paths)
-    counts = {"int8": len(paths) - kept, "fp32": kept} if proposal.int8 else {"fp32": len(paths)}
-    return ", ".join(f"{count} {scheme}" for scheme, count in counts.items() if count) or "fp32"
+    counts = Counter(_scheme(proposal, contents, f"{component.name}.{layer}") for layer in component.layers)
+    return ", ".join(f"{counts[scheme]} {scheme}" for scheme in sorted(counts, reverse=True)) or "fp32"
+
+
+def _scheme(proposal: Proposal, contents: Contents, path: str) -> str:
+    if proposal.scheme == "none":
+        return "fp32"
+    said = [rule.scheme for rule in contents.rules if covers(rule.scope, path)]
+    return said[-1] if said else proposal.scheme
 
 
 def _quantized(proposal: Proposal) -> bool:
-    return proposal.int8 and proposal.contents is not None and proposal.wish.calibration is not None
+    return proposal.scheme != "none" and proposal.contents is not None and proposal.wish.calibration is not None
 
 
 def _count(number: int) -> str:

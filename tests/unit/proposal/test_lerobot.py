@@ -12,6 +12,7 @@ from vlaopt.chain import plan
 from vlaopt.progress import Silent
 from vlaopt.proposal import Contents, Proposal, Wish, propose
 from vlaopt.proposal.anatomy import examine
+from vlaopt.proposal.precision import Rule
 from vlaopt.proposal.text import as_yaml, missing
 from vlaopt.recipe.load import load_recipe
 from vlaopt.scopes import covers
@@ -84,6 +85,22 @@ def test_the_time_of_the_loop_and_its_attention_stay_fp32(proposals: dict[str, P
     assert any(path.endswith("action_out_proj") for path in kept)
     assert not any("mlp." in path for path in kept)
     assert not any("attn" in path for path in kept if path.startswith(("vision.", "prefix.")))
+
+
+def test_on_a_gpu_language_and_feed_forward_have_8_bits(folder: Path) -> None:
+    def scheme(path: str, rules: tuple[Rule, ...]) -> str:
+        return next((rule.scheme for rule in reversed(rules) if covers(rule.scope, path)), "fp16")
+
+    found = contents(propose(wish("smolvla", target="jetson-orin"), folder, Silent()))
+    schemes = {path: scheme(path, found.rules) for path in paths(found)}
+    for path, said in schemes.items():
+        if path.startswith("vision.") or (path.startswith("step.") and "attn" in path):
+            assert said == "fp16", path
+        elif path.startswith(("prefix.", "step.")) and "mlp." in path and "time" not in path:
+            assert said == "int8", path
+        elif "time" in path or "state_proj" in path or "action_out" in path:
+            assert said == "fp32", path
+    assert set(schemes.values()) == {"fp16", "int8", "fp32"}
 
 
 def test_weights_for_training_only_are_told_of(proposals: dict[str, Proposal]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vlaopt.artifact.store import Store
 from vlaopt.chain import plan
-from vlaopt.errors import InputError
+from vlaopt.errors import EnvironmentProblem, InputError
 from vlaopt.progress import Silent
 from vlaopt.proposal import Proposal, Wish, propose
 from vlaopt.proposal.text import WIDTH, as_yaml, missing
@@ -47,7 +47,8 @@ def test_it_is_sound_and_can_be_planned(folder: Path, target: str, calibration: 
     proposal = propose(Wish(CHECKPOINT, target, calibration=calibration), folder, Silent())
     recipe = loaded(as_yaml(proposal), folder)
     assert recipe.target.name == target
-    assert recipe.quantize.scheme == ("int8" if calibration else "none")
+    scheme = "int8" if recipe.target.kind == "cpu" else "fp16"
+    assert recipe.quantize.scheme == (scheme if calibration else "none")
     assert recipe.bench.hz == proposal.contents.spec.control_hz  # type: ignore[union-attr]
     assert [planned.state for planned in plan(recipe, Store(folder / "store"))] == ["run", *["follows"] * 6]
 
@@ -55,7 +56,23 @@ def test_it_is_sound_and_can_be_planned(folder: Path, target: str, calibration: 
 def test_another_target_can_be_asked_of_it(folder: Path) -> None:
     text = as_yaml(propose(Wish(CHECKPOINT, "jetson-orin", calibration=SET), folder, Silent()))
     for target in list_targets():
-        assert loaded(text, folder, target=target).target.name == target
+        if "fp16" in load_target(target).precisions:
+            assert loaded(text, folder, target=target).target.name == target
+        else:
+            with pytest.raises(EnvironmentProblem, match="does not compute in fp16"):
+                loaded(text, folder, target=target)
+
+
+@pytest.mark.parametrize(
+    ("target", "eight"), [("jetson-orin", "int8"), ("jetson-thor", "fp8"), ("x86-gpu", "int8"), ("x86-gpu-fp8", "fp8")]
+)
+def test_a_gpu_gets_the_8_bits_it_has_between_fp16(folder: Path, target: str, eight: str) -> None:
+    proposal = propose(Wish(CHECKPOINT, target, calibration=SET), folder, Silent())
+    recipe = loaded(as_yaml(proposal), folder)
+    assert [(rule.scope, rule.scheme) for rule in recipe.quantize.rules] == [("head.*", eight), ("head.output", "fp32")]
+    table = {line.split()[1]: line for line in as_yaml(proposal).splitlines() if line.startswith("#   ")}
+    assert table["vision"].endswith(" fp16")
+    assert table["head"].endswith(f" {eight}, 1 fp32")
 
 
 def test_every_rule_names_layers_that_there_are(folder: Path) -> None:
