@@ -191,6 +191,8 @@ class _Build:
             self._allow_precisions(draft)
         cache = self._timing_cache(draft)
         plan = draft.build()
+        if (weights := logs.total_bytes(draft.log, "Weights")) is not None:
+            self.facts["weights_bytes"] = weights
         if cache is not None:
             cache.keep()
             self.notes += cache.notes

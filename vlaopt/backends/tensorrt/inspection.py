@@ -59,7 +59,7 @@ def inspect(trt: Any, engine: Any, graph: Graph) -> Inspection:
     """What a deserialized engine of `graph` tells. Raises StageError when its inspector gives no JSON."""
     told = read(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON), graph)
     facts = {**told.facts, "layers": engine.num_layers, "activation_bytes": int(engine.device_memory_size_v2)}
-    if hasattr(engine, "get_engine_stat"):  # from 10.16 on; before, only the weights of convolutions are told
+    if hasattr(engine, "get_engine_stat"):  # from 10.16 on; before, only some layers tell theirs
         facts["weights_bytes"] = int(engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE))
     return Inspection(told.precisions, told.layers, facts)
 

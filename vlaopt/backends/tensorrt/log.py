@@ -20,22 +20,26 @@ class Log(Protocol):
 
     warnings: list[str]
     errors: list[str]
+    totals: list[str]
 
 
 def collector(trt: Any) -> Log:
-    """A logger for `trt` (its module) that keeps warnings and errors."""
+    """A logger for `trt` (its module) that keeps warnings, errors, and what a build says of an engine's memory."""
 
     class Collector(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.warnings: list[str] = []
             self.errors: list[str] = []
+            self.totals: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity == trt.ILogger.WARNING:
                 self.warnings.append(message)
             elif severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
+            elif message.startswith("Total "):
+                self.totals.append(message)
 
     made: Log = Collector()
     return made
@@ -44,6 +48,12 @@ def collector(trt: Any) -> Log:
 def reason(log: Log) -> str:
     """What the errors of a log say, each once, in one line."""
     return "; ".join(dict.fromkeys(map(meaning, log.errors))) or "it gives no reason"
+
+
+def total_bytes(log: Log, what: str) -> int | None:
+    """Bytes of an engine's "Weights" or "Activation", which a build logs at its end; None where it did not."""
+    found = [match for line in log.totals if (match := re.match(rf"Total {what} Memory: (\d+)", line))]
+    return int(found[-1][1]) if found else None
 
 
 def ran_out_of_memory(messages: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from tests.standins import LANES, installed
 from vlaopt.artifact.graph import Graph
@@ -75,6 +75,24 @@ def test_an_engine_is_built_audited_and_runs_as_the_reference_does(lane, int8):
     assert session.inputs == reference.inputs
     image = {"image": np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)}
     assert np.abs(session.run(image)["features"] - reference.run(image)["features"]).max() < 0.02
+
+
+@pytest.fixture(scope="module")
+def half(graphs):
+    """The convolutions in float16 throughout."""
+    model = onnx.load_from_string(graphs["conv"])
+    for weight in model.graph.initializer:
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), weight.name))
+    for port in (*model.graph.input, *model.graph.output):
+        port.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return Graph(model.SerializeToString())
+
+
+@ENDS
+def test_float16_in_the_graph_is_float16_in_the_engine(lane, half):
+    engine = BACKEND.build(half, OPTIONS)
+    assert engine.precisions == {"fp16": 3}
+    assert [port.dtype for port in BACKEND.open(engine.files, OPTIONS).inputs] == ["float16"]
 
 
 def test_an_engine_needs_this_tensorrt_gpu_and_system(lane, int8, standin):
@@ -203,13 +221,16 @@ def test_a_target_of_other_gpus_is_refused(lane, int8):
 
 
 @pytest.mark.parametrize("lane", BEFORE_10_12, indirect=True)
-def test_where_strong_typing_fails_before_10_12_the_engine_is_weakly_typed_and_says_why(lane, int8, standin):
+def test_where_strong_typing_fails_before_10_12_the_engine_is_weakly_typed_and_says_why(lane, int8, half, standin):
     standin(lane, faults=("strong-refused",))
     engine = BACKEND.build(int8, OPTIONS)
     assert engine.facts["typing"] == "weak"
     assert engine.facts["flags"] == ["INT8"]
     assert "weakly typed: strongly typed, TensorRT cannot build the engine: " in engine.notes[0]
     assert engine.layers == {"stem/conv": "int8", "head/fc": "int8"}
+    weak = BACKEND.build(half, OPTIONS)
+    assert weak.facts["flags"] == ["FP16"]
+    assert weak.precisions == {"fp16": 3}
 
 
 def test_a_build_that_gives_nothing_is_told_with_the_reason_of_the_log(lane, int8, standin):

@@ -16,7 +16,7 @@ from vlaopt.backends import EngineOptions, get
 from vlaopt.backends.tensorrt import cuda
 from vlaopt.backends.tensorrt.building import Refused
 from vlaopt.backends.tensorrt.library import RTX
-from vlaopt.backends.tensorrt.log import collector, meaning
+from vlaopt.backends.tensorrt.log import collector, meaning, total_bytes
 from vlaopt.backends.tensorrt.rtx import BACKEND, FILE, _deserialized, _RuntimeCache, check
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 
@@ -235,6 +235,15 @@ def test_an_absent_library_is_reported_with_its_extra(monkeypatch):
 
 def test_it_is_found_by_its_name():
     assert get("tensorrt-rtx") is BACKEND
+
+
+def test_a_log_keeps_what_a_build_says_of_memory():
+    log = collector(RTX.load())
+    for line in ("Total Activation Memory: 4096 bytes", "Total Weights Memory: 512 bytes", "Total of nothing"):
+        log.log(RTX.load().ILogger.INFO, line)
+    assert total_bytes(log, "Weights") == 512
+    assert total_bytes(log, "Scratch") is None
+    assert log.errors == []
 
 
 def test_a_line_of_the_log_is_told_without_functions_and_source_files():
