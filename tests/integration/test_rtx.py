@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 
 import pytest
 
@@ -10,8 +10,10 @@ from tests.integration.conftest import RTX, SMALL
 from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.store import Store
-from vlaopt.chain import Build, build
+from vlaopt.chain import Build, build, run_stages
+from vlaopt.progress import Silent
 from vlaopt.recipe.load import load_recipe
+from vlaopt.stages import ORDER
 
 MAGIC = b"vtrt"
 """What every engine of TensorRT for RTX 1.7 begins with."""
@@ -24,9 +26,26 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    folder = tmp_path_factory.mktemp("rtx")
-    return build(load_recipe(RTX, overrides=SMALL), output=folder / "artifacts", store=Store(folder / "store"))
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """What the recipes of this module share is made once."""
+    return Store(tmp_path_factory.mktemp("rtx"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Build:
+    return build(load_recipe(RTX, overrides=SMALL), output=tmp_path_factory.mktemp("artifacts"), store=store)
+
+
+def engine_of(store: Store, *overrides: str) -> Artifact:
+    """The result of stage `engine`."""
+    recipe = load_recipe(RTX, overrides=[*SMALL, *overrides])
+    names = ORDER[: ORDER.index("engine") + 1]
+    return run_stages(recipe, None, names, store=store, progress=Silent())[-1].artifact
+
+
+def engine_bytes(artifact: Artifact, *components: str) -> int:
+    found = artifact.manifest.by_role("engine")
+    return sum(entry.size for entry in found if any(f"/{name}/" in entry.path for name in components))
 
 
 def test_the_artifact_holds_a_real_engine_for_every_component(built: Build) -> None:
@@ -57,15 +76,10 @@ def test_its_graphs_hold_symmetric_int8(built: Build) -> None:
     assert all(value.dtype == "int8" and not value.any() for value in zero_points.values())
 
 
-def test_the_engines_hold_their_weights_in_int8(built: Build, tmp_path: Path) -> None:
+def test_the_engines_hold_their_weights_in_int8(built: Build, store: Store) -> None:
     """Without a driver an engine cannot be asked for its layers; three bytes less for every int8 weight can be seen."""
     onnx = pytest.importorskip("onnx")
-    recipe = load_recipe(RTX, overrides=[*SMALL, "quantize.scheme=none"])
-    plain = build(recipe, output=tmp_path / "artifacts", store=Store(tmp_path / "store")).artifact
-
-    def engine_bytes(artifact: Artifact, component: str) -> int:
-        return sum(entry.size for entry in artifact.manifest.by_role("engine") if f"/{component}/" in entry.path)
-
+    plain = engine_of(store, "quantize.scheme=none")
     for component in ("vision", "head"):
         model = onnx.load_model_from_string(built.artifact.read(f"onnx/{component}.onnx"))
         stored = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
@@ -73,6 +87,21 @@ def test_the_engines_hold_their_weights_in_int8(built: Build, tmp_path: Path) ->
         assert weights > 100_000
         saved = engine_bytes(plain, component) - engine_bytes(built.artifact, component)
         assert saved > 0.8 * 3 * weights, component
+
+
+def test_a_mixed_plan_is_searched_by_estimate_where_no_gpu_is(built: Build, store: Store) -> None:
+    if backends.get("tensorrt-rtx").runnable() is None:
+        pytest.skip("this machine runs the engine")
+    artifact = engine_of(store, "quantize.scheme=mixed", "quantize.evaluations=8")
+    search = json.loads(artifact.read("reports/quantize.json"))["search"]
+    assert search["times"] == "estimated by multiply-adds"
+    assert search["backend"] == "onnxruntime", "it tells the action error, no time"
+    assert {scheme for found in artifact.manifest.metrics["onnx"]["layers"].values() for scheme in found} == {
+        "fp32",
+        "int8",
+    }
+    plain = engine_of(store, "quantize.scheme=none")
+    assert engine_bytes(artifact, "vision", "head") < 0.8 * engine_bytes(plain, "vision", "head")
 
 
 def test_it_says_that_the_engine_was_not_run(built: Build) -> None:

@@ -96,7 +96,12 @@ def refusals_of(
 def _check_build(component: str, path: Path, capability: str, profiles: Mapping[str, Sequence[int]]) -> None:
     what = f"the check of {component} by NVIDIA's builder"
     if refusals := isolated.run(refusals_of, path, capability, dict(profiles), what=what):
-        faults = [Fault(entry.node, entry.operator, f"is refused: {entry.reason}", "precision") for entry in refusals]
+        faults = [
+            Fault(
+                entry.node, entry.operator, f"is refused: {entry.reason}" if entry.node else entry.reason, "precision"
+            )
+            for entry in refusals
+        ]
         raise _refused(component, decode(_read(path)), faults, f"is not built by NVIDIA's builder ({BUILDER})")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -13,7 +15,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from tests.unit.quantization.conftest import COMPONENT, Feed, Run
 from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions, get
-from vlaopt.errors import InputError, StageError
+from vlaopt.backends.tensorrt.rtx import check
+from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.graph import external
 from vlaopt.graph.external import decode, encode
 from vlaopt.graph.topology import opset_of
@@ -23,8 +26,10 @@ from vlaopt.quantization.plan import ComponentPlan, NodeScheme, calibrated_tenso
 from vlaopt.quantization.rounding import dequantized, rounded
 from vlaopt.quantization.structure import structural_check
 from vlaopt.quantization.writing import write
+from vlaopt.recipe.load import load_recipe
 from vlaopt.target import load_target
 
+ROOT = Path(__file__).parents[3]
 LOW: tuple[NodeScheme, ...] = ("fp8", "int4-weights", "nvfp4")
 ERROR = {"fp8": 0.08, "int4-weights": 0.1, "nvfp4": 0.15}
 """Mean |error| of the small network over the mean size of its outputs: FP8 has 4 binary digits, the others about 3."""
@@ -130,12 +135,16 @@ def test_nvidias_builder_takes_it_where_the_gpu_has_it(
     assert get("tensorrt-rtx").build(graph, EngineOptions(compute_capabilities=(SM[scheme],))).files
 
 
-@pytest.mark.parametrize("scheme", ["fp8", "nvfp4"])
-def test_nvidias_builder_says_why_where_the_gpu_lacks_it(products: ModelProto, scheme: NodeScheme) -> None:
+@pytest.mark.parametrize(("scheme", "least"), [("fp8", "8.9"), ("nvfp4", "10.0")])
+def test_what_a_gpu_lacks_is_refused_before_the_build_for_the_reason_that_nvidias_builder_has(
+    products: ModelProto, scheme: NodeScheme, least: str
+) -> None:
+    message = rf"{scheme} needs compute capability {least.replace('.', '[.]')} or above; x86-rtx is SM 8\.6"
+    with pytest.raises(EnvironmentProblem, match=message):
+        load_recipe(ROOT / "recipes/edge-vla/x86-rtx.yaml", overrides=[f"quantize.scheme={scheme}"])
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed", exc_type=ImportError)
-    graph = written(products, planned(products, scheme))
-    with pytest.raises(StageError, match="sm86, because the model contains HW-specific"):
-        get("tensorrt-rtx").build(graph, EngineOptions(compute_capabilities=("8.6",)))
+    [refusal] = check(written(products, planned(products, scheme)), "8.6")
+    assert "Cannot compile for target(s) sm86, because the model contains HW-specific datatypes" in refusal.reason
 
 
 def test_fp8_of_convolutions_is_built_too(network: ModelProto) -> None:
