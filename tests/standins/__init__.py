@@ -41,6 +41,7 @@ def environment(
         "VLAOPT_STANDIN": json.dumps({**wanted, **more}),
         "PYTHONPATH": in_front("PYTHONPATH", FOLDER),
         "PATH": in_front("PATH", FOLDER / "bin"),
+        "VLAOPT_STANDIN_PYTHON": sys.executable,
     }
 
 

@@ -134,6 +134,7 @@ def _build(builder: Any, network: Any, config: Any) -> Plan | None:
         return None
     _time(surface, config, found, logger)
     size = layers.weight_bytes(network._graph, found)
+    say(logger, "INFO", f"Total Activation Memory: {layers.activation_bytes(network._graph)} bytes")
     say(logger, "INFO", f"Total Weights Memory: {size} bytes")
     say(logger, "INFO", f"Engine generation completed; {len(found)} layers")
     header = {

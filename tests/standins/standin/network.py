@@ -81,7 +81,8 @@ def _add(network: Any, kind: str, layer: str, does: Any, inputs: list[Any], outp
     names = network._surface.names
     made = names[kind].make(
         _name=f"(Unnamed Layer* {len(_drawn(network)['layers'])}) [{layer}]",
-        _type=names["LayerType"].__members__[layer], _metadata="", _inputs=inputs, _outputs=[output], _node=None, _precision=None, _types={},
+        _type=names["LayerType"].__members__[layer], _metadata="", _inputs=inputs, _outputs=[output], _node=None,
+        _precision=None, _types={},
     )  # fmt: skip
     _drawn(network)["layers"].append((does, inputs, output))
     network._layers.append(made)

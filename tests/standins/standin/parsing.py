@@ -38,16 +38,29 @@ class Fault:
     function: str
     line: int
     index: int
-    node: str
-    operator: str
-    output: str
+    refused: Node
+    lane: str
+
+    @property
+    def node(self) -> str:
+        return self.refused.name
+
+    @property
+    def operator(self) -> str:
+        return self.refused.operator
 
     def log(self) -> list[str]:
-        """The lines that the parser gives the logger."""
+        """The lines that the parser gives the logger: before 11 with the node as Protocol Buffers write it."""
         number = {"UNSUPPORTED_NODE": 8, "INVALID_NODE": 6}[self.code]
+        node, output = self.refused, self.refused.outputs[0]
+        told = f"Node name: {node.name}"
+        if self.lane.startswith("10."):
+            lines = [f'input: "{name}"' for name in node.inputs] + [f'output: "{name}"' for name in node.outputs]
+            lines += [f'name: "{node.name}"', f'op_type: "{node.operator}"']
+            told = "\n".join([*lines, *([f'domain: "{node.domain}"'] if node.domain else []), ""])
         return [
-            f'ModelImporter.cpp:140: While parsing node number {self.index} [{self.operator} -> "{self.output}"]:',
-            f"ModelImporter.cpp:142: --- Begin node ---\nNode name: {self.node}",
+            f'ModelImporter.cpp:140: While parsing node number {self.index} [{node.operator} -> "{output}"]:',
+            f"ModelImporter.cpp:142: --- Begin node ---\n{told}",
             "ModelImporter.cpp:143: --- End node ---",
             f"ModelImporter.cpp:151: ERROR: {self.file}:{self.line} In function {self.function}:\n"
             f"[{number}] {self.description}",
@@ -81,12 +94,7 @@ def parse(model: bytes, folder: Path | None, *, strong: bool, lane: str) -> Pars
     for index, node in enumerate(graph.nodes):
         found = _refused(node, graph, lane) or (_mixed(node, graph) if strong else None)
         if found is not None:
-            code, description, file, function, line = found
-            if lane.startswith("10.") and code == "UNSUPPORTED_NODE" and description == "false":
-                description = "Assertion failed: false"
-            parsed.fault = Fault(
-                code, description, file, function, line, index, node.name, node.operator, node.outputs[0]
-            )
+            parsed.fault = Fault(*found, index, node, lane)
             return parsed
         if node.operator == "QuantizeLinear" and graph.types.get(node.outputs[0]) == "UINT8":
             parsed.warnings.append(
@@ -102,9 +110,7 @@ Refusal = tuple[str, str, str, str, int]
 def _refused(node: Node, graph: OnnxGraph, lane: str) -> Refusal | None:
     if node.domain not in ("", "ai.onnx"):
         text = 'creator && "Plugin not found, are the plugin name, version, and namespace correct?"'
-        text = f"Assertion failed: {text}" if lane.startswith("10.") else text
-        code = "UNSUPPORTED_NODE" if lane.startswith("10.") else "INVALID_NODE"
-        return code, text, "onnxOpCheckers.cpp", "checkFallbackPluginImporter", 998
+        return "INVALID_NODE", text, "onnxOpCheckers.cpp", "checkFallbackPluginImporter", 998
     if node.operator in UNSUPPORTED:
         return "UNSUPPORTED_NODE", "false", "onnxOpCheckers.cpp", f"check{node.operator}", 1130
     if node.operator not in ("QuantizeLinear", "DequantizeLinear"):
