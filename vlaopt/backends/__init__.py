@@ -22,6 +22,8 @@ from vlaopt.errors import EnvironmentProblem, InputError
 
 BUILT_IN = {
     "onnxruntime": "vlaopt.backends.onnxruntime",
+    "onnxruntime-cuda": "vlaopt.backends.onnxruntime.gpu:CUDA_BACKEND",
+    "onnxruntime-tensorrt": "vlaopt.backends.onnxruntime.gpu:TENSORRT_BACKEND",
     "openvino": "vlaopt.backends.openvino",
     "reference": "vlaopt.backends.reference",
     "tensorrt": "vlaopt.backends.tensorrt.classic",
@@ -164,16 +166,28 @@ class Euler:
     dt: float
 
 
+@dataclass(frozen=True)
+class Link:
+    """One component of a chain: its session, its outputs that stay in the backend, the loop that repeats it if one."""
+
+    name: str
+    session: Session
+    resident: frozenset[str] = frozenset()
+    euler: Euler | None = None
+
+
 @runtime_checkable
-class Integrating(Protocol):
-    """A session that may run a whole loop by itself, without the state coming to the host between its steps."""
+class Chaining(Protocol):
+    """A session that may run a whole chain of its kind at once: nothing comes to the host between its components."""
 
-    def integrate(
-        self, feeds: Mapping[str, Value], euler: Euler, noise: np.ndarray, resident: Collection[str] = ()
-    ) -> tuple[np.ndarray, dict[str, Any]] | None:
-        """The state after `noise`, float32, went through all steps, and the last step's outputs as `run` gives them.
+    def chain(
+        self, links: tuple[Link, ...], tensors: Mapping[str, Value], noise: np.ndarray | None
+    ) -> dict[str, Any] | None:
+        """The outputs of `links`, run in turn, by name, as `run` gives them.
 
-        `feeds` are the inputs but for state and time. None where it cannot: the loop is then for the caller.
+        The first link is this session's. Inputs come from the links before by their names, or from `tensors`. An euler
+        loop starts from `noise`, float32, and gives its state, float32, by the name of its input. None where the
+        links cannot be chained: they are then for the caller to run.
         """
         ...
 
@@ -294,7 +308,8 @@ def names() -> list[str]:
 def get(name: str) -> Backend:
     """The backend called `name`. Raises InputError for an unknown name. Does not import the library it drives."""
     if name in BUILT_IN:
-        backend: Backend = importlib.import_module(BUILT_IN[name]).BACKEND
+        module, _, what = BUILT_IN[name].partition(":")
+        backend: Backend = getattr(importlib.import_module(module), what or "BACKEND")
         return backend
     for entry in importlib.metadata.entry_points(group="vlaopt.backends"):
         if entry.name == name:

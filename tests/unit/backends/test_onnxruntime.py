@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 
 from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions
-from vlaopt.backends.onnxruntime import BACKEND, FILE, Kernel, _eight_bit, _kernels, _reason
+from vlaopt.backends.onnxruntime import BACKEND, FILE, _eight_bit, reason_of
+from vlaopt.backends.onnxruntime.kernels import Kernel, kernels_of
 from vlaopt.errors import InputError
 
 ONE_THREAD = EngineOptions(threads=1)
@@ -81,7 +82,7 @@ def test_a_node_that_a_loop_repeats_counts_once():
             "input_type_shape": [{"float": [1, 8]}, {"float": [8, 8]}],
         },
     }
-    assert _kernels([event, event, {"cat": "Session", "name": "model_run"}]) == [
+    assert kernels_of([event, event, {"cat": "Session", "name": "model_run"}]) == [
         Kernel("loop/fc", "Gemm", "CPUExecutionProvider", ("float", "float"))
     ]
 
@@ -107,7 +108,7 @@ def test_spinning_can_be_turned_off_and_nothing_else_said(graphs):
     ],
 )
 def test_a_message_is_told_on_one_line_without_its_c_plus_plus(raised, told):
-    assert _reason(RuntimeError(raised)) == told
+    assert reason_of(RuntimeError(raised)) == told
 
 
 @pytest.mark.parametrize(

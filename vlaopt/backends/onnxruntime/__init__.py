@@ -1,13 +1,14 @@
-"""ONNX Runtime on the CPU. The engine is a graph that ONNX Runtime optimised; knows no other backend and no onnx."""
+"""ONNX Runtime: its sessions, and the backend on the CPU, whose engine is a graph that ONNX Runtime optimised.
+
+Knows no other backend and no onnx; `gpu` has the backends on NVIDIA's GPUs.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from vlaopt.backends import (
     graph_of,
     scratch_folder,
 )
-from vlaopt.backends.audit import by_node
+from vlaopt.backends.onnxruntime.kernels import Kernel, engine_of, kernels_of
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.optional import installed_version, require
 
@@ -43,46 +44,9 @@ _DTYPES = {
     "tensor(bool)": "bool",
     **{f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
 }
-_PRECISIONS = {
-    "float": "fp32",
-    "float16": "fp16",
-    "bfloat16": "bf16",
-    "double": "fp64",
-    "int8": "int8",
-    "uint8": "int8",
-}
-_MATRIX_KERNEL = re.compile(r"Conv|MatMul|Gemm|LSTM|GRU|RNN|Attention|Einsum")
-_INTEGER_KERNEL = re.compile(r"QLinear|QGemm|DynamicQuantize|\w+Integer")
-_FUSED = "fused "
-"""What ONNX Runtime puts before the name of a Gemm that it joins with the activation behind it."""
 _EIGHT_BIT = (b"QLinear", b"QGemm", b"Integer")
 # Makes a Gemm of a product and its bias before it looks for 8-bit products, which the two then are not.
 _BREAKS_PAIRS = "MatMulAddFusion"
-# These take packed low-bit weights in uint8 but calculate in the type of their first input.
-_WEIGHT_ONLY = ("MatMulNBits", "MatMulBnb4")
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One kernel that ran: its node's name, operator, provider and the element types of its inputs."""
-
-    name: str
-    operator: str
-    provider: str
-    input_types: tuple[str, ...]
-
-    @property
-    def precision(self) -> str:
-        """What it calculates in: int8 as soon as one operand is 8-bit, else the type of its first input.
-
-        A kernel whose name says integers has no other form; weights it packed beforehand are not among its inputs.
-        """
-        if _INTEGER_KERNEL.match(self.operator):
-            return "int8"
-        types = self.input_types[:1] if self.operator in _WEIGHT_ONLY else self.input_types
-        if any(kind in ("int8", "uint8") for kind in types):
-            return "int8"
-        return _PRECISIONS.get(types[0], types[0]) if types else "unknown"
 
 
 class OnnxRuntimeSession:
@@ -90,8 +54,8 @@ class OnnxRuntimeSession:
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self._inputs = tuple(_port(node) for node in session.get_inputs())
-        self._outputs = tuple(_port(node) for node in session.get_outputs())
+        self._inputs = tuple(port_of(node) for node in session.get_inputs())
+        self._outputs = tuple(port_of(node) for node in session.get_outputs())
         self._names = [port.name for port in self._outputs]
         self._binding = session.io_binding()
         self._held: dict[str, Resident] = {}
@@ -115,7 +79,7 @@ class OnnxRuntimeSession:
         try:
             values = self._run_bound(feeds) if bound else self._session.run(self._names, dict(feeds))
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise StageError(f"ONNX Runtime failed while it ran: {_reason(error)}") from error
+            raise StageError(f"ONNX Runtime failed while it ran: {reason_of(error)}") from error
         outputs = dict(zip(self._names, values, strict=True))
         kept = {name: outputs[name] for name in resident}
         return outputs | {n: Resident(BACKEND.name, value.dtype.name, value.shape, value) for n, value in kept.items()}
@@ -184,12 +148,7 @@ class OnnxRuntimeBackend:
             else:  # Seen with HardSwish after a DequantizeLinear: expanded there, it gets one dequantizer per consumer.
                 fewer = f"{len(others)} kernels instead of {len(kernels)}"
                 notes.append(f"kept as given: saved optimisations would run {fewer}")
-        products = [kernel for kernel in kernels if _MATRIX_KERNEL.search(kernel.operator)]
-        precisions = Counter(kernel.precision for kernel in products)
-        rest = Counter(kernel.operator for kernel in kernels if not _MATRIX_KERNEL.search(kernel.operator))
-        notes.append("other kernels: " + (", ".join(f"{n} {name}" for name, n in sorted(rest.items())) or "none"))
-        layers = by_node(graph, [((kernel.name.removeprefix(_FUSED),), kernel.precision) for kernel in products])
-        return Engine(chosen.files(FILE), dict(sorted(precisions.items())), tuple(notes), layers)
+        return engine_of(graph, kernels, chosen.files(FILE), notes)
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
         """A session on the CPU provider alone, no file touched. Raises InputError when one is missing or damaged."""
@@ -235,37 +194,50 @@ def _eight_bit(model: bytes) -> bool:
     return at >= 0
 
 
-def _session_options(options: EngineOptions) -> Any:
+def plain_options(threads: int) -> Any:
+    """Options of a session on any provider: all optimisations, errors alone logged, `threads` on the CPU."""
+    if threads < 0:
+        raise InputError(f"threads cannot be negative: {threads}")
     ort = require("onnxruntime", "cpu")
-    settings = _settings(options)
-    if options.threads < 0:
-        raise InputError(f"threads cannot be negative: {options.threads}")
     chosen = ort.SessionOptions()
     chosen.log_severity_level = _LOG_ERRORS_ONLY
     chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    chosen.intra_op_num_threads = options.threads
+    chosen.intra_op_num_threads = threads
     chosen.inter_op_num_threads = 1
+    return chosen
+
+
+def _session_options(options: EngineOptions) -> Any:
+    settings = _settings(options)
+    chosen = plain_options(options.threads)
     # Exact 8-bit products on x86 CPUs without VNNI, where weights above 64 would saturate.
     chosen.add_session_config_entry("session.x64quantprecision", "1")
     chosen.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings["spinning"] else "0")
     return chosen
 
 
-def inference_session(graph: Graph, options: Any) -> Any:
-    """An InferenceSession whose only provider is the CPU. Raises StageError with ONNX Runtime's reason."""
+def inference_session(graph: Graph, options: Any, providers: Sequence[tuple[str, dict[str, Any]]] = ()) -> Any:
+    """An InferenceSession on these providers, by name and options, the preferred one first; on the CPU without any.
+
+    Raises StageError with ONNX Runtime's reason, EnvironmentProblem where it would take other providers.
+    """
     ort = require("onnxruntime", "cpu")
+    wanted = [name for name, _ in providers] or [PROVIDER]
     try:
         # Always, or ONNX Runtime would look for the data of a graph that has none in the working directory.
         name, data = (graph.data_name, graph.data) if graph.data else ("none", b"none")
         options.add_external_initializers_from_files_in_memory([name], [data], [len(data)])
         disabled = [_BREAKS_PAIRS] if _eight_bit(graph.model) else []
-        session = ort.InferenceSession(graph.model, options, providers=[PROVIDER], disabled_optimizers=disabled)
+        session = ort.InferenceSession(
+            graph.model, options, providers=[*providers] or wanted, disabled_optimizers=disabled, enable_fallback=0
+        )
         # Kept to open it again with other providers: as much memory as the weights take in the session itself.
         session._model_bytes = None
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-        raise StageError(f"ONNX Runtime refuses the graph: {_reason(error)}") from error
-    if session.get_providers() != [PROVIDER]:
-        raise EnvironmentProblem(f"ONNX Runtime chose {', '.join(session.get_providers())} instead of {PROVIDER}")
+        raise StageError(f"ONNX Runtime refuses the graph: {reason_of(error)}") from error
+    found = session.get_providers()
+    if found[: len(wanted)] != wanted or {*found} - {*wanted, PROVIDER}:
+        raise EnvironmentProblem(f"ONNX Runtime chose {', '.join(found)} instead of {', '.join(wanted)}")
     return session
 
 
@@ -287,44 +259,34 @@ def _profile(graph: Graph, options: EngineOptions) -> list[Kernel]:
         chosen.enable_profiling = True
         chosen.profile_file_prefix = str(folder / "profile")
         session = inference_session(graph, chosen)
-        feeds = {port.name: _filler(port) for port in map(_port, session.get_inputs())}
+        feeds = {port.name: filler(port) for port in map(port_of, session.get_inputs())}
         try:
             OnnxRuntimeSession(session).run(feeds)
         finally:
             path = Path(session.end_profiling())
         events = json.loads(path.read_text())
-    kernels = _kernels(events)
+    kernels = kernels_of(events)
     strangers = sorted({kernel.provider for kernel in kernels} - {PROVIDER})
     if strangers:
         raise EnvironmentProblem(f"ONNX Runtime ran nodes on {', '.join(strangers)} instead of {PROVIDER}")
     return kernels
 
 
-def _kernels(events: Sequence[Mapping[str, Any]]) -> list[Kernel]:
-    found: dict[tuple[str, str], Kernel] = {}
-    for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-            continue
-        facts = event["args"]
-        types = tuple(kind for entry in facts["input_type_shape"] for kind in entry)
-        name = event["name"].removesuffix("_kernel_time")
-        found[name, facts["node_index"]] = Kernel(name, facts["op_name"], facts["provider"], types)
-    return list(found.values())
-
-
-def _filler(port: Port) -> np.ndarray:
+def filler(port: Port) -> np.ndarray:
+    """What an input of unknown meaning is fed: zeros, ones where integer or bool, 1 for every dynamic dimension."""
     # Integers are indices or masks: 1 divides, is inside every table and leaves something unmasked; 0 need not.
     fill = 0 if port.dtype.startswith("float") else 1
     return np.full([1 if size == -1 else size for size in port.shape], fill, dtype=port.dtype)
 
 
-def _port(node: Any) -> Port:
+def port_of(node: Any) -> Port:
+    """One of a session's inputs or outputs. Raises StageError for a type that numpy lacks."""
     if node.type not in _DTYPES:
         raise StageError(f"{node.name!r} is a {node.type}, which numpy cannot hold")
     return Port(node.name, _DTYPES[node.type], tuple(size if isinstance(size, int) else -1 for size in node.shape))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """ONNX Runtime's message on one line, without its error code and the C++ signature it was raised in."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     return re.sub(r"^/\S+:\d+ .+?\) (?=[A-Z])", "", text).strip()
