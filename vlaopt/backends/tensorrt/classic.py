@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vlaopt.artifact.graph import Graph
-from vlaopt.backends import ONE_OF, Engine, EngineOptions, Placement, Session
+from vlaopt.backends import Engine, EngineOptions, Placement, Session
 from vlaopt.backends.tensorrt import cuda
 from vlaopt.backends.tensorrt import log as logs
-from vlaopt.backends.tensorrt.building import Draft, Refused, configure, parsed, platform_name, settings_of
+from vlaopt.backends.tensorrt.building import Draft, Refused, configure, parsed, settings_of
 from vlaopt.backends.tensorrt.inspection import Inspection, inspect
 from vlaopt.backends.tensorrt.library import CLASSIC, numbers
+from vlaopt.backends.tensorrt.plans import (
+    FILE,
+    HOST_CODE,
+    SETTINGS,
+    WHOLLY_STRONG,
+    build_settings,
+    check_gpu,
+    machine_of,
+    needs_of,
+    weak_types,
+)
 from vlaopt.backends.tensorrt.session import TensorRtSession
 from vlaopt.backends.tensorrt.timing_cache import TimingCache, cache_path
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 
-FILE = "engine.plan"
-SETTINGS: dict[str, Any] = {
-    "optimization_level": 3,
-    "workspace_mib": 0,
-    "cuda_graph": True,
-    "version_compatible": False,
-    "hardware_compatible": False,
-    "profiles": {},
-}
-WHOLLY_STRONG = (10, 12)
-"""From here on strong typing is complete, as NVIDIA says; before, a graph that fails so is built weakly typed."""
-
-AMPERE_AND_LATER = ("8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
 _FLAGS = {
     "float16": "FP16",
     "bfloat16": "BF16",
@@ -62,14 +59,9 @@ class TensorRtBackend:
         return self.missing() or cuda.problem() or CLASSIC.problem()
 
     def machine(self) -> Mapping[str, str]:
-        here = {"os": platform_name()}
-        if CLASSIC.problem() is None:
-            version = self.version()
-            here |= {"tensorrt": version, "tensorrt major": version.split(".")[0]}
-        if cuda.problem() is None:
-            gpu = cuda.device()
-            here |= {"gpu": gpu.name, "sm": gpu.sm}
-        return here
+        version = self.version() if CLASSIC.problem() is None else None
+        gpu = cuda.device() if cuda.problem() is None else None
+        return machine_of(version, gpu.name if gpu else None, gpu.sm if gpu else None)
 
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """The engine for the GPU of this machine, strongly typed, and what its inspector tells of it.
@@ -78,21 +70,12 @@ class TensorRtBackend:
         allowed; `facts` say which. Raises StageError with the parser's or the builder's reason, EnvironmentProblem
         where there is no TensorRT or no GPU, InputError for settings that cannot be.
         """
-        settings = settings_of(options, SETTINGS, self.name)
-        if settings["hardware_compatible"] and platform.machine() != "x86_64":
-            raise InputError(
-                f"hardware_compatible engines are for x86 machines, this one is {platform.machine()}",
-                hint="leave out engine.tensorrt.hardware_compatible",
-            )
+        settings = build_settings(options, self.name)
         if reason := self.runnable():
             raise EnvironmentProblem(f"a tensorrt engine cannot be built here: {reason}")
-        gpu, wanted = cuda.device(), options.compute_capabilities
-        if wanted and gpu.sm not in wanted:
-            raise EnvironmentProblem(
-                f"the target is for compute capability {', '.join(wanted)}; this machine's {gpu.name} is {gpu.sm}",
-                hint="TensorRT builds for the GPU that it runs on; name a target of this machine's",
-            )
-        build = _Build(CLASSIC.load(), graph, settings, options, self.version(), gpu)
+        gpu, version = cuda.device(), self.version()
+        check_gpu(options, gpu.name, gpu.sm)
+        build = _Build(CLASSIC.load(), graph, settings, options, version, gpu)
         plan, typing = build.plan()
         told = build.inspect(plan)
         return Engine(
@@ -100,7 +83,7 @@ class TensorRtBackend:
             precisions=told.precisions,
             notes=tuple(build.notes),
             layers=told.layers,
-            needs=self._needs(settings),
+            needs=needs_of(machine_of(version, gpu.name, gpu.sm), settings),
             facts={**told.facts, "typing": typing, "driver": build.device.driver, **build.facts},
         )
 
@@ -133,15 +116,6 @@ class TensorRtBackend:
         return TensorRtSession(
             trt, engine, context, cuda.Stream(), cuda_graph=settings["cuda_graph"], log=log, cache=options.cache
         )
-
-    def _needs(self, settings: Mapping[str, Any]) -> dict[str, str]:
-        """What loads the engine: this very TensorRT and GPU, or any of those that it was made compatible with."""
-        here = self.machine()
-        version = "tensorrt major" if settings["version_compatible"] else "tensorrt"
-        gpu = {"sm": ONE_OF.join(AMPERE_AND_LATER)} if settings["hardware_compatible"] else {"sm": here["sm"]}
-        if not settings["hardware_compatible"]:
-            gpu["gpu"] = here["gpu"]
-        return {version: here[version], **gpu, "os": here["os"]}
 
 
 BACKEND = TensorRtBackend()
@@ -209,16 +183,15 @@ class _Build:
     def _make_compatible(self, draft: Draft) -> None:
         if self.settings["version_compatible"]:
             draft.config.set_flag(self.trt.BuilderFlag.VERSION_COMPATIBLE)
-            self.notes.append(
-                "version compatible: the plan brings a runtime of its own, host code that loading it runs"
-            )
+            self.notes.append(HOST_CODE)
         if self.settings["hardware_compatible"]:
             draft.config.hardware_compatibility_level = self.trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
     def _allow_precisions(self, draft: Draft) -> None:
-        """Let a weakly typed build use the types of the graph. Scales come from Q/DQ nodes, never from a calibrator."""
+        """Let a weakly typed build use the types that the graph holds."""
         known = self.trt.BuilderFlag.__members__
-        flags = [flag for dtype, flag in _FLAGS.items() if dtype in self.graph.dtypes() and flag in known]
+        held = weak_types(self.graph)
+        flags = [flag for dtype, flag in _FLAGS.items() if dtype in held and flag in known]
         for flag in flags:
             draft.config.set_flag(known[flag])
         self.facts["flags"] = flags

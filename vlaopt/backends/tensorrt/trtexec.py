@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import tempfile
 import weakref
@@ -15,13 +14,22 @@ from typing import Any
 import numpy as np
 
 from vlaopt.artifact.graph import Graph, GraphTensor
-from vlaopt.backends import ONE_OF, Engine, EngineOptions, Placement, Port, Session, Value, check_feeds, scratch_folder
+from vlaopt.backends import Engine, EngineOptions, Placement, Port, Session, Value, check_feeds, scratch_folder
 from vlaopt.backends.tensorrt import inspection
 from vlaopt.backends.tensorrt import trtexec_program as program
-from vlaopt.backends.tensorrt.building import Refusal, Refused, platform_name, refused, settings_of
-from vlaopt.backends.tensorrt.classic import AMPERE_AND_LATER, FILE, SETTINGS, WHOLLY_STRONG
+from vlaopt.backends.tensorrt.building import Refusal, Refused, refused, settings_of
 from vlaopt.backends.tensorrt.library import numbers
 from vlaopt.backends.tensorrt.log import MEMORY_HINT
+from vlaopt.backends.tensorrt.plans import (
+    FILE,
+    HOST_CODE,
+    SETTINGS,
+    WHOLLY_STRONG,
+    build_settings,
+    check_gpu,
+    machine_of,
+    needs_of,
+)
 from vlaopt.backends.tensorrt.timing_cache import cache_path
 from vlaopt.backends.tensorrt.trtexec_log import Log
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
@@ -60,7 +68,7 @@ class TrtexecBackend:
         return None if log.sm else "trtexec finds no GPU" + (f": {log.errors[0]}" if log.errors else "")
 
     def machine(self) -> Mapping[str, str]:
-        return _machine(program.probed()) if self.missing() is None else {"os": platform_name()}
+        return _machine(program.probed()) if self.missing() is None else machine_of(None, None, None)
 
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """A plan for the GPU of this machine, as backend `tensorrt` builds it, and what trtexec tells of it.
@@ -69,22 +77,13 @@ class TrtexecBackend:
         Refused with trtexec's reasons, EnvironmentProblem where there is no trtexec or no GPU, InputError for settings
         that cannot be.
         """
-        settings = settings_of(options, SETTINGS, self.name)
-        if settings["hardware_compatible"] and platform.machine() != "x86_64":
-            raise InputError(
-                f"hardware_compatible engines are for x86 machines, this one is {platform.machine()}",
-                hint="leave out engine.tensorrt.hardware_compatible",
-            )
+        settings = build_settings(options, self.name)
         ports = {"inputs": _ports(graph.inputs(), _READ), "outputs": _ports(graph.outputs(), _WRITTEN)}
         shapes = _shapes(graph.inputs(), settings["profiles"])
         if reason := self.runnable():
             raise EnvironmentProblem(f"trtexec cannot build here: {reason}")
-        here, wanted = program.probed(), options.compute_capabilities
-        if wanted and here.sm not in wanted:
-            raise EnvironmentProblem(
-                f"the target is for compute capability {', '.join(wanted)}; this machine's {here.gpu} is {here.sm}",
-                hint="TensorRT builds for the GPU that it runs on; name a target of this machine's",
-            )
+        here = program.probed()
+        check_gpu(options, here.gpu or "GPU", here.sm or "unknown")
         advance = options.advance or (lambda phase, step, steps: None)
         advance(self.name, 0, 1)
         cache = _timing_cache(here, options.cache)
@@ -104,14 +103,14 @@ class TrtexecBackend:
             found = inspection.read((folder / program.LAYERS).read_text("utf-8", "replace"), graph)
         advance(self.name, 1, 1)
         if settings["version_compatible"]:
-            notes.append("version compatible: the plan brings a runtime of its own, host code that loading it runs")
+            notes.append(HOST_CODE)
         loading = {**ports, "version_compatible": settings["version_compatible"]}
         return Engine(
             files={FILE: plan, PORTS: json.dumps(loading, sort_keys=True).encode()},
             precisions=found.precisions,
             notes=tuple(notes),
             layers=found.layers,
-            needs=_needs(_machine(here), settings),
+            needs=needs_of(_machine(here), settings),
             facts={**found.facts, **log.sizes, "typing": typing},
         )
 
@@ -194,17 +193,7 @@ def _build(arguments: Sequence[str], folder: Path) -> Log:
 
 def _machine(here: Log) -> dict[str, str]:
     """What this machine has, TensorRT as trtexec tells it: without its build before 10.4."""
-    version = {"tensorrt": here.version, "tensorrt major": here.version.split(".")[0]}
-    gpu = {"gpu": here.gpu, "sm": here.sm} if here.gpu and here.sm else {}
-    return {"os": platform_name(), **version, **gpu}
-
-
-def _needs(here: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
-    """What loads a plan that was built here: this very TensorRT and GPU, or those that it was made compatible with."""
-    version = "tensorrt major" if settings["version_compatible"] else "tensorrt"
-    alike = {"sm": ONE_OF.join(AMPERE_AND_LATER)}
-    gpu = alike if settings["hardware_compatible"] else {"gpu": here["gpu"], "sm": here["sm"]}
-    return {"os": here["os"], version: here[version], **gpu}
+    return machine_of(here.version, here.gpu, here.sm)
 
 
 def _timing_cache(here: Log, folder: Path | None) -> Path | None:

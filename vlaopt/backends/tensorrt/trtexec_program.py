@@ -16,6 +16,7 @@ from typing import Any
 from vlaopt.artifact.graph import Graph
 from vlaopt.backends import scratch_folder
 from vlaopt.backends.tensorrt.library import numbers
+from vlaopt.backends.tensorrt.plans import weak_types
 from vlaopt.backends.tensorrt.trtexec_log import Log, parse
 from vlaopt.errors import EnvironmentProblem
 
@@ -115,10 +116,8 @@ def strong_typing(version: str) -> list[str]:
 
 
 def weak_typing(graph: Graph) -> list[str]:
-    """Every precision that the graph holds. INT8 only beside Q/DQ: without, trtexec would make ranges up at random."""
-    held = graph.dtypes()
-    if all(node.operator != "DequantizeLinear" for node in graph.nodes()):
-        held -= {"int8"}
+    """Every precision that the graph holds. For int8 without Q/DQ nodes trtexec would make ranges up at random."""
+    held = weak_types(graph)
     return [flag for dtype, flag in _FLAGS.items() if dtype in held]
 
 
