@@ -1,33 +1,63 @@
-"""Whether an artifact's engine loads on this machine, or can be built here; no engine is opened to find out."""
+"""Whether an artifact's engine loads on this machine, or can be built here."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from vlaopt.artifact.artifact import Artifact
-from vlaopt.artifact.manifest import PLAN_PATH, EngineEntry, Manifest
-from vlaopt.backends import misfits
+from vlaopt.artifact.manifest import PLAN_PATH, Manifest, data_path
 from vlaopt.backends.audit import planned_precisions
 from vlaopt.doctor.checks import Check, Verdict, blocked
+from vlaopt.doctor.loading import check_loading, state_of
 from vlaopt.doctor.probe import State
 from vlaopt.doctor.targets import check_target, notes, sm_here
+from vlaopt.errors import InputError
 from vlaopt.machine import Machine
 from vlaopt.machine.packages import numbers
+from vlaopt.runtime import finished
+from vlaopt.stages.engine.forms import needed_mib
 from vlaopt.target import MINIMUM_COMPUTE_CAPABILITY, Target
 
+STRANGE = Check(
+    what="built by",
+    have="another machine, as native code",
+    need="this machine",
+    holds=None,
+    mend="--trust opens it, where you trust whoever built it",
+    tasks=("run",),
+)
 PORTABLE = "onnxruntime"
 """What runs portable graphs, on any machine."""
-_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What building an engine asks for: one of the backends, the precisions of the plan, MiB of free memory."""
+
+    backends: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+    memory_mib: int = 0
 
 
 def judge_artifact(artifact: Artifact, machine: Machine, states: Mapping[str, State]) -> Verdict:
     """Whether the engine loads or, where there is none that does, can be built.
 
-    Raises InputError where a file is damaged or the manifest holds no sound recipe.
+    Raises InputError where a file is damaged, or the engine is not built yet and the manifest's recipe is not sound.
     """
     artifact.check()
-    return judge(artifact.manifest, artifact.recipe().target, precisions_of(artifact), machine, states)
+    here = finished.find(artifact) or artifact
+    trusted = _trusted(here)
+    try:
+        recipe = here.recipe()
+    except InputError:
+        if here.manifest.engine is None:
+            raise
+        return judge(here.manifest, None, Wanted(), machine, states, trusted=trusted)
+    memory = needed_mib(_largest_graph(artifact.manifest), recipe.engine.tensorrt.workspace_mib)
+    wanted = Wanted(recipe.backends(), precisions_of(artifact), memory)
+    return judge(here.manifest, recipe.target, wanted, machine, states, trusted=trusted)
 
 
 def precisions_of(artifact: Artifact) -> tuple[str, ...]:
@@ -39,38 +69,94 @@ def precisions_of(artifact: Artifact) -> tuple[str, ...]:
 
 
 def judge(
-    manifest: Manifest, target: Target, precisions: Collection[str], machine: Machine, states: Mapping[str, State]
+    manifest: Manifest,
+    target: Target | None,
+    wanted: Wanted,
+    machine: Machine,
+    states: Mapping[str, State],
+    *,
+    trusted: bool = True,
 ) -> Verdict:
-    """As `judge_artifact`, from a manifest, its target and the low precisions of its plan."""
-    building = check_target(target, machine, states, (manifest.finish.backend,) if manifest.finish else None)
-    building += _precisions(precisions, machine, states)
+    """As `judge_artifact`, from a manifest, its target and what building asks for.
+
+    `trusted`: this machine built the engine, or it is no native code.
+    """
     about = f"{manifest.name} {manifest.version} for {manifest.target}"
-    told = notes(target, machine)
-    if manifest.engine is None and manifest.finish is None:
+    building = check_building(target, wanted, machine, states) if target else ()
+    builds = target is not None and not blocked(building, "finish")
+    told = notes(target, machine) if target else ()
+    if manifest.engine is not None:
+        anew = _rebuild(manifest) if builds and not blocked(building, "run") else None
+        loading = check_loading(manifest.engine, target, machine, states, mend=anew)
+        loading += () if trusted else (STRANGE,)
+        if not blocked(loading, "run"):
+            return Verdict(about=about, will=True, sentence="its engine loads here", checks=loading, notes=told)
+        sentence = "its engine does not load here"
+        if anew:
+            sentence += f", but one for this machine can be built: {anew}"
+        return Verdict(about=about, will=False, sentence=sentence, checks=loading)
+    if manifest.finish is None:
         return _portable(about, manifest, states)
-    if manifest.engine is None:
-        builds = not blocked(building, "finish")
-        sentence = (
-            "its engine can be built here: vlaopt engine ARTIFACT"
-            if builds
-            else "its engine is not built yet, and cannot be built here"
-        )
-        return Verdict(about=about, will=builds, sentence=sentence, checks=building, notes=told)
-    loading = _loading(manifest, manifest.engine, target, machine, states)
-    if not blocked(loading, "run"):
-        return Verdict(about=about, will=True, sentence="its engine loads here", checks=loading, notes=told)
-    if not blocked(building, "finish") and not blocked(building, "run"):
-        sentence = f"its engine does not load here, but one for this machine can be built: {_rebuild(manifest)}"
-        return Verdict(about=about, will=False, sentence=sentence, checks=loading, notes=told)
-    sentence = "its engine does not load here"
-    known = {check.what for check in loading}
-    checks = loading + tuple(check for check in building if check.what not in known)
-    return Verdict(about=about, will=False, sentence=sentence, checks=checks, notes=told)
+    if builds:
+        sentence = "its engine can be built here: vlaopt engine ARTIFACT"
+        return Verdict(about=about, will=True, sentence=sentence, checks=building, notes=told)
+    sentence = "its engine is not built yet, and cannot be built here"
+    return Verdict(about=about, will=False, sentence=sentence, checks=building)
+
+
+def check_building(
+    target: Target,
+    wanted: Wanted,
+    machine: Machine,
+    states: Mapping[str, State],
+) -> tuple[Check, ...]:
+    """The checks of the target, with those backends, of the precisions of the plan, and of the memory to build in."""
+    checks = check_target(target, machine, states, wanted.backends or None)
+    checks += _precisions(wanted.precisions, machine, states)
+    return checks + _building_memory(wanted.memory_mib, machine) if target.kind != "cpu" else checks
+
+
+def _rebuild(manifest: Manifest) -> str:
+    """The command that gives another machine an engine of its own."""
+    if manifest.parent:
+        return f"vlaopt engine on the artifact {manifest.parent[:12]}, which it was finished from"
+    return "vlaopt build RECIPE"
+
+
+def _building_memory(need: int, machine: Machine) -> tuple[Check, ...]:
+    free = machine.available_mib
+    if not need:
+        return ()
+    short = free is not None and free < need
+    return (
+        Check(
+            what="free memory",
+            have="not available" if free is None else f"{free} MiB",
+            need=f"{need} MiB to build the largest component",
+            holds=None if free is None else not short,
+            mend="close what else needs memory (the desktop, other programs), or add swap" if short else None,
+            tasks=("finish",),
+        ),
+    )
+
+
+def _largest_graph(manifest: Manifest) -> int:
+    """Bytes of the largest graph with its data."""
+    sizes = {entry.path: entry.size for entry in manifest.by_role("component", "plain", "placed")}
+    return max((size + sizes.get(data_path(path), 0) for path, size in sizes.items()), default=0)
+
+
+def _trusted(artifact: Artifact) -> bool:
+    try:
+        finished.check_trust(artifact)
+    except InputError:
+        return False
+    return True
 
 
 def _portable(about: str, manifest: Manifest, states: Mapping[str, State]) -> Verdict:
     """Of an artifact of a stage before `engine`: its graphs run wherever ONNX Runtime does."""
-    state = states.get(PORTABLE) or State(name=PORTABLE, missing="not in this vlaopt", problem="not in this vlaopt")
+    state = state_of(PORTABLE, states)
     runs = Check(
         what="backend",
         have=state.problem or f"{PORTABLE} {state.version or ''}".strip(),
@@ -81,60 +167,6 @@ def _portable(about: str, manifest: Manifest, states: Mapping[str, State]) -> Ve
     sentence = f"it has no engine, being of stage {manifest.stage}; its portable graphs "
     sentence += "run here" if runs.holds else "do not run here"
     return Verdict(about=about, will=state.problem is None, sentence=sentence, checks=(runs,))
-
-
-def _rebuild(manifest: Manifest) -> str:
-    """The command that gives another machine an engine of its own."""
-    if manifest.parent:
-        return f"vlaopt engine on the artifact {manifest.parent[:12]}, which it was finished from"
-    return "vlaopt build RECIPE"
-
-
-def _loading(
-    manifest: Manifest, engine: EngineEntry, target: Target, machine: Machine, states: Mapping[str, State]
-) -> tuple[Check, ...]:
-    """What opening the engine asks of this machine: its backend, its needs, its target's CPU, its memory."""
-    state = states.get(engine.backend) or State(
-        name=engine.backend, missing="not in this vlaopt", problem="not in this vlaopt"
-    )
-    asked = check_target(target, machine, states, (engine.backend,))
-    checks = [check for check in asked if check.what in ("architecture", "CPU features", "backend", "GPU")]
-    if state.missing is None:
-        checks.append(
-            Check(
-                what="runs here",
-                have=state.problem or "yes",
-                need=f"{engine.backend} finds all it runs on",
-                holds=state.problem is None,
-                mend=_mend_of(asked, "driver") if state.problem else None,
-                tasks=("run",),
-            )
-        )
-    checks += _needs(engine, state, _rebuild(manifest))
-    if memory := _memory(engine, target, machine):
-        checks.append(memory)
-    return tuple(check.model_copy(update={"tasks": ("run",)}) for check in checks)
-
-
-def _needs(engine: EngineEntry, state: State, rebuild: str) -> list[Check]:
-    """Each need of any component once, beside what the backend says that this machine has."""
-    needs: dict[tuple[str, str], None] = {}
-    for component in engine.components.values():
-        needs |= dict.fromkeys(component.needs.items())
-    checks = []
-    for what, needed in needs:
-        missed = misfits({what: needed}, state.machine)
-        checks.append(
-            Check(
-                what=what,
-                have=state.machine.get(what, "not known"),
-                need=needed,
-                holds=not missed,
-                mend=f"{rebuild}, here" if missed else None,
-                tasks=("run",),
-            )
-        )
-    return checks
 
 
 def _precisions(wanted: Collection[str], machine: Machine, states: Mapping[str, State]) -> tuple[Check, ...]:
@@ -155,25 +187,3 @@ def _precisions(wanted: Collection[str], machine: Machine, states: Mapping[str, 
             mend="vlaopt build RECIPE with another quantize.scheme" if short else None,
         ),
     )
-
-
-def _memory(engine: EngineEntry, target: Target, machine: Machine) -> Check | None:
-    """Whether weights and activations fit into what is free; None where the engine does not tell what it takes."""
-    facts = [component.facts for component in engine.components.values()]
-    taken = sum(fact.get(name, 0) for fact in facts for name in ("weights_bytes", "activation_bytes"))
-    if not taken:
-        return None
-    own = machine.gpu.free_mib if machine.gpu and target.kind == "gpu" else None
-    free = machine.available_mib if own is None else own
-    need = -(-int(taken) // _MIB)
-    return Check(
-        what="free memory",
-        have="not available" if free is None else f"{free} MiB",
-        need=f"{need} MiB for weights and activations",
-        holds=None if free is None else free >= need,
-        mend="end programs that hold memory" if free is not None and free < need else None,
-    )
-
-
-def _mend_of(checks: Sequence[Check], what: str) -> str | None:
-    return next((check.mend for check in checks if check.what == what), None)

@@ -116,7 +116,17 @@ def check_target(
         checks.append(_tensorrt(target, machine, states, names))
     if target.memory_mib:
         checks.append(_memory(target, machine))
-    return tuple(checks)
+    elsewhere = target.engine_built_on == "target" and any(check.mend == _elsewhere(target) for check in checks)
+    return tuple(_without_mending(check, target) if elsewhere else check for check in checks)
+
+
+def _elsewhere(target: Target) -> str:
+    return f"run vlaopt on a machine of the class: {target.description or target.name}"
+
+
+def _without_mending(check: Check, target: Target) -> Check:
+    """Nothing that is installed makes another machine of this one."""
+    return check if check.mend == _elsewhere(target) else check.model_copy(update={"mend": None})
 
 
 def _architecture(target: Target, machine: Machine) -> Check:
@@ -126,7 +136,7 @@ def _architecture(target: Target, machine: Machine) -> Check:
         have=machine.architecture,
         need=target.arch,
         holds=same,
-        mend=None if same else f"run vlaopt on a machine of the class: {target.description or target.name}",
+        mend=None if same else _elsewhere(target),
         tasks=("run",) if target.engine_built_on == "any" else ("finish", "run"),
     )
 
@@ -165,22 +175,17 @@ def sm_here(machine: Machine, states: Mapping[str, State], names: Sequence[str] 
 
 def _gpu(target: Target, machine: Machine, states: Mapping[str, State], names: Sequence[str]) -> Check:
     sm = sm_here(machine, states, names)
-    name = (
-        machine.gpu.name
-        if machine.gpu
-        else next((s.machine["gpu"] for s in states.values() if s.machine.get("gpu")), None)
-    )
+    told_by_cuda = next((state.machine["gpu"] for state in states.values() if "gpu" in state.machine), None)
+    name = machine.gpu.name if machine.gpu else told_by_cuda
     fits = sm in target.compute_capabilities if sm else (None if name else False)
     told = f"SM {sm}" if sm else "SM not known"
-    have = f"{name}, {told}" if name else (told if sm else "none of NVIDIA's")
+    have = f"{name}, {told}" if name else (told if sm else "none of NVIDIA's is seen")
     return Check(
         what="GPU",
         have=have,
         need=f"SM {', '.join(target.compute_capabilities)}",
         holds=fits,
-        mend=None
-        if fits is not False
-        else f"run vlaopt on a machine of the class: {target.description or target.name}",
+        mend=_elsewhere(target) if sm and not fits else None,
         tasks=("run",) if target.engine_built_on == "any" else ("finish", "run"),
     )
 

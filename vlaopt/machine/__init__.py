@@ -11,6 +11,7 @@ from vlaopt.machine.gpu import Driver, Gpu, read_driver
 from vlaopt.machine.libraries import TensorRt, cuda_version, read_libraries, read_providers, read_tensorrt
 from vlaopt.machine.packages import installed_packages
 from vlaopt.machine.sources import Sources
+from vlaopt.memory import available_mib
 
 __all__ = ["Driver", "Gpu", "Machine", "Sources", "TensorRt", "read_machine"]
 
@@ -79,7 +80,7 @@ def read_machine(sources: Sources | None = None) -> Machine:
         cpu_features=tuple(sorted(set(system.cpu_flags(root)))),
         logical_cores=system.logical_cores(root),
         memory_mib=system.memory_mib(root),
-        available_mib=system.memory_mib(root, "MemAvailable"),
+        available_mib=available_mib(root),
         board=system.board(root),
         chip=jetson.chip(root),
         l4t=release,

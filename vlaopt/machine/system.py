@@ -22,9 +22,9 @@ def field(text: str | None, name: str) -> str | None:
     return found[1].strip() if found else None
 
 
-def memory_mib(root: Path = ROOT, name: str = "MemTotal") -> int | None:
-    """Memory as /proc/meminfo counts it, in MiB: `MemTotal`, or `MemAvailable` for new work without swapping."""
-    kib = re.match(r"\d+", field(read_text(root / "proc/meminfo"), name) or "")
+def memory_mib(root: Path = ROOT) -> int | None:
+    """All memory as the system counts it, in MiB."""
+    kib = re.match(r"\d+", field(read_text(root / "proc/meminfo"), "MemTotal") or "")
     return int(kib[0]) // 1024 if kib else None
 
 

@@ -12,12 +12,14 @@ from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, Manif
 from vlaopt.backends import Backend
 from vlaopt.doctor import State, Verdict, examine_all, judge
 from vlaopt.doctor import artifacts as of_artifacts
+from vlaopt.doctor.artifacts import Wanted
 from vlaopt.doctor.checks import Check
 from vlaopt.doctor.probe import probe, probe_all
 from vlaopt.errors import EnvironmentProblem
 from vlaopt.machine import Machine
 from vlaopt.target import Target, load_target
 
+NOTHING = Wanted()
 PLAN = {"tensorrt": "10.3.0.30", "sm": "8.7", "gpu": "Orin", "os": "linux-aarch64"}
 
 
@@ -49,16 +51,16 @@ def engine(backend: str = "tensorrt", needs: dict[str, str] | None = None, **fac
     )
 
 
-def judged(made: Manifest, name: str = "orin-jetpack6", precisions: tuple[str, ...] = (), **changed: Any) -> Verdict:
+def judged(made: Manifest, name: str = "orin-jetpack6", wanted: Wanted = NOTHING, **changed: Any) -> Verdict:
     taken = sample(name)
     machine = taken.machine.model_copy(update=changed)
-    return of_artifacts.judge(made, target(made.target), precisions, machine, taken.states)
+    return of_artifacts.judge(made, target(made.target), wanted, machine, taken.states)
 
 
 def test_an_engine_that_was_built_here_loads() -> None:
     verdict = judged(manifest(engine=engine()))
     assert (verdict.will, verdict.sentence) == (True, "its engine loads here")
-    assert {found.what for found in verdict.checks} >= set(PLAN)
+    assert {found.what for found in verdict.checks} >= {f"engine: {what}" for what in PLAN}
 
 
 @pytest.mark.parametrize(
@@ -67,9 +69,9 @@ def test_an_engine_that_was_built_here_loads() -> None:
 )
 def test_an_engine_of_another_machine_is_told_by_its_need(what: str, needed: str) -> None:
     verdict = judged(manifest(engine=engine(needs={**PLAN, what: needed})))
-    found = check(verdict, what)
+    found = check(verdict, f"engine: {what}")
     assert (verdict.will, found.holds, found.need, found.have) == (False, False, needed, PLAN.get(what, "not known"))
-    assert found.mend
+    assert found.mend == "vlaopt build RECIPE"
 
 
 def test_any_of_several_values_of_a_need_is_enough() -> None:
@@ -83,7 +85,7 @@ def test_an_engine_that_loads_nowhere_here_but_can_be_built_again_says_so() -> N
     verdict = judged(manifest(engine=engine(needs={**PLAN, "tensorrt": "10.16.2.10"})))
     assert verdict.sentence.endswith("one for this machine can be built: vlaopt build RECIPE")
     derived = judged(manifest(engine=engine(needs={**PLAN, "tensorrt": "10.16.2.10"}), parent="0123456789abcdef"))
-    assert (check(derived, "tensorrt").mend or "").startswith("vlaopt engine on the artifact 0123456789ab")
+    assert (check(derived, "engine: tensorrt").mend or "").startswith("vlaopt engine on the artifact 0123456789ab")
     elsewhere = judged(manifest(engine=engine()), "cpu-only")
     assert elsewhere.sentence == "its engine does not load here"
     assert check(elsewhere, "architecture").holds is False
@@ -97,6 +99,21 @@ def test_an_engine_whose_weights_do_not_fit_into_memory_does_not_load() -> None:
     assert check(judged(made, available_mib=None), "free memory").holds is None
 
 
+def test_an_engine_of_another_vlaopt_is_judged_by_its_needs_alone() -> None:
+    taken = sample("orin-jetpack6")
+    made = manifest(engine=engine())
+    assert of_artifacts.judge(made, None, Wanted(), taken.machine, taken.states).will
+    thor = sample("thor")
+    refused = of_artifacts.judge(made, None, Wanted(), thor.machine, thor.states)
+    assert [found.what for found in refused.checks if found.holds is False] == [
+        "engine: tensorrt",
+        "engine: sm",
+        "engine: gpu",
+    ]
+    unknown = of_artifacts.judge(manifest(engine=engine("from-a-plug-in", {})), None, Wanted(), taken.machine, {})
+    assert check(unknown, "runs").have == "not in this vlaopt"
+
+
 def test_an_artifact_to_be_finished_is_built_on_its_target_only() -> None:
     left = manifest(finish=Finish(backend="tensorrt", command="vlaopt engine ARTIFACT", reason="no GPU"))
     assert judged(left).sentence == "its engine can be built here: vlaopt engine ARTIFACT"
@@ -104,11 +121,26 @@ def test_an_artifact_to_be_finished_is_built_on_its_target_only() -> None:
     assert (refused.will, check(refused, "GPU").holds) == (False, False)
 
 
+def test_memory_to_build_in_is_asked_before() -> None:
+    left = manifest(finish=Finish(backend="tensorrt", command="vlaopt engine ARTIFACT", reason="no GPU"))
+    found = check(judged(left, "orin-jetpack7", Wanted(memory_mib=4000)), "free memory")
+    assert (found.holds, found.have) == (False, "3192 MiB")
+    assert judged(left, "orin-jetpack7", Wanted(memory_mib=3000)).will
+
+
+def test_native_code_of_another_machine_is_told_and_needs_trust() -> None:
+    taken = sample("orin-jetpack6")
+    made = manifest(engine=engine())
+    verdict = of_artifacts.judge(made, target(), Wanted(), taken.machine, taken.states, trusted=False)
+    assert verdict.will
+    assert (check(verdict, "built by").holds, check(verdict, "built by").need) == (None, "this machine")
+
+
 def test_a_precision_that_the_gpu_lacks_is_named() -> None:
     left = manifest(finish=Finish(backend="tensorrt", command="vlaopt engine ARTIFACT", reason="no GPU"))
-    found = check(judged(left, precisions=("fp8", "int8")), "precisions")
+    found = check(judged(left, wanted=Wanted(precisions=("fp8", "int8"))), "precisions")
     assert (found.holds, found.have, found.need) == (False, "SM 8.7, without fp8", "int8, fp8")
-    assert check(judged(left, precisions=("int8",)), "precisions").holds
+    assert check(judged(left, wanted=Wanted(precisions=("int8",))), "precisions").holds
 
 
 def test_a_tensorrt_outside_the_targets_range_is_mended_by_jetpack() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.unit.doctor.golden_files import hold
+from tests.unit.doctor.golden_files import FOLDER, hold
+from tests.unit.doctor.test_doctor import engine, judged, manifest
 from tests.unit.machine.sampled import NAMES, sample
 from vlaopt import doctor
+from vlaopt.artifact.manifest import Finish
+from vlaopt.doctor.artifacts import Wanted
 from vlaopt.target import load_target
 
 TARGETS = (
@@ -54,3 +59,25 @@ def test_a_machine_is_ready_for_its_own_target_and_not_for_another(name: str) ->
     assert (ready.will, other.will) == (True, False)
     assert [check for check in ready.checks if check.holds is False] == []
     assert any(check.mend for check in other.checks if check.holds is False)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_what_doctor_tells_of_an_artifact(width: int) -> None:
+    left = manifest(finish=Finish(backend="tensorrt", command="vlaopt engine ARTIFACT", reason="no GPU"))
+    told = []
+    for name, made in (("orin-jetpack6", manifest(engine=engine(weights_bytes=40 << 20))), ("orin-jetpack7", left)):
+        for machine in (name, "thor", "x86-rtx4090"):
+            verdict = judged(made, machine, Wanted(precisions=("int8",), memory_mib=3500))
+            what = "ARTIFACT" if made.engine is None else "FINISHED"
+            told += [f"$ vlaopt doctor {what}    # on {machine}; exit code {0 if verdict.will else 3}"]
+            told += [*doctor.show_verdict(verdict, width), ""]
+    assert all(len(line) <= width for line in told)
+    hold(f"artifacts.{width}.txt", "\n".join(told))
+
+
+def test_the_output_in_the_readme_is_a_golden_file() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("$ vlaopt doctor --target jetson-thor\n")[2].partition("\n```")[0]
+    golden = (FOLDER / "orin-jetpack6.80.txt").read_text(encoding="utf-8")
+    assert shown.count("\n") > 5
+    assert shown in golden

@@ -13,6 +13,7 @@ import pytest
 from tests import standins
 from tests.unit.doctor.test_doctor import check, engine, manifest
 from vlaopt.doctor import artifacts, probe_all
+from vlaopt.doctor.artifacts import Wanted
 from vlaopt.machine import read_machine
 from vlaopt.target import load_target
 
@@ -52,9 +53,9 @@ def test_a_plan_of_this_tensorrt_and_gpu_loads_and_one_of_another_does_not() -> 
         needs = dict(states["tensorrt"].machine)
         here = made.model_copy(update={"engine": engine(needs=needs)})
         target = load_target("x86-gpu")
-        assert artifacts.judge(here, target, (), machine, states).will
+        assert artifacts.judge(here, target, Wanted(), machine, states).will
     with standins.installed("11.4", gpu="NVIDIA H100", sm="9.0"):
-        verdict = artifacts.judge(here, target, (), machine, probe_all(["tensorrt"]))
+        verdict = artifacts.judge(here, target, Wanted(), machine, probe_all(["tensorrt"]))
         assert not verdict.will
-        found = check(verdict, "gpu")
+        found = check(verdict, "engine: gpu")
         assert (found.have, found.need) == ("NVIDIA H100", "NVIDIA L4")

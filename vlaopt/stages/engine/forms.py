@@ -119,12 +119,17 @@ def _try(
         assemble(source, sessions, backend=name).predict_chunk(*sample)
 
 
+def needed_mib(graph_bytes: int, workspace_mib: int) -> int:
+    """Memory that building native code from a graph takes."""
+    return COPIES * graph_bytes // (1 << 20) + LIBRARIES_MIB + workspace_mib
+
+
 def check_memory(graph_bytes: int, workspace_mib: int) -> None:
     """Raise EnvironmentProblem when building native code from a graph would run out of memory, telling have and need.
 
     Of the host, and of a GPU that has its own; what cannot be known is not checked.
     """
-    needed = COPIES * graph_bytes // (1 << 20) + LIBRARIES_MIB + workspace_mib
+    needed = needed_mib(graph_bytes, workspace_mib)
     for where, had in (("memory", available_mib()), ("GPU memory", _device_mib())):
         if had is not None and had < needed:
             raise EnvironmentProblem(
