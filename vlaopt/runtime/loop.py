@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vlaopt.artifact.policy_spec import AutoregressiveLoop, DiffusionLoop, EulerLoop, PolicySpec, TensorSpec
-from vlaopt.backends import Euler, Integrating, Session
+from vlaopt.artifact.policy_spec import AutoregressiveLoop, DiffusionLoop, EulerLoop, PolicySpec, SingleLoop, TensorSpec
+from vlaopt.backends import Chaining, Euler, Link, Session
 from vlaopt.errors import InputError
 from vlaopt.runtime.diffusion import denoised, timesteps
 from vlaopt.tensors import Array, check, check_finite
@@ -36,9 +36,12 @@ def run_loop(
     """
     run = _Run(spec, sessions, tensors, tap)
     loop, late = spec.loop, spec.after_loop()
-    for name in sessions:
-        if name != spec.step() and name not in late:
-            run.call(name)
+    early = [name for name in sessions if name != spec.step() and name not in late]
+    whole = [*early, *filter(None, [spec.step()]), *late]
+    if steer is None and isinstance(loop, SingleLoop | EulerLoop) and run.chain(whole, noise):
+        return run.arrays()
+    for name in early:
+        run.call(name)
     if isinstance(loop, EulerLoop):
         run.tensors[loop.state_input] = _integrate(run, loop, _given(loop, noise), steer)
     elif isinstance(loop, DiffusionLoop):
@@ -48,7 +51,7 @@ def run_loop(
     for name in sessions:
         if name in late:
             run.call(name)
-    return {name: value for name, value in run.tensors.items() if isinstance(value, np.ndarray)}
+    return run.arrays()
 
 
 def noise_shape(spec: PolicySpec) -> tuple[int, ...]:
@@ -82,6 +85,7 @@ class _Run:
         self, spec: PolicySpec, sessions: Mapping[str, Session], tensors: Mapping[str, Array], tap: Tap | None
     ) -> None:
         self.tensors: dict[str, Any] = dict(tensors)
+        self._loop = spec.loop
         self._components = spec.components
         self._sessions = sessions
         self._tap = tap
@@ -99,37 +103,44 @@ class _Run:
         self.tensors |= outputs
         return outputs
 
-    def integrate(self, name: str, euler: Euler, noise: Array) -> Array | None:
-        """The state after a loop that component `name` runs by itself, or None where it cannot, or a tap must see."""
-        session = self._sessions[name]
-        if self._tap or not isinstance(session, Integrating):
-            return None
-        taken = [
-            tensor.name for tensor in self._components[name].inputs if tensor.name not in (euler.state, euler.time)
-        ]
-        feeds = {tensor: self.tensors[tensor] for tensor in taken}
-        given = session.integrate(feeds, euler, noise, self._resident.get(name, ()))
-        if given is None:
-            return None
-        state, outputs = given
-        self.tensors |= outputs
-        return state
+    def chain(self, names: list[str], noise: Array | None) -> bool:
+        """Run these components at once, where their sessions can and no tap must see them; whether it was done."""
+        first = self._sessions[names[0]]
+        alike = all(type(self._sessions[name]) is type(first) for name in names)
+        if self._tap or not alike or not isinstance(first, Chaining):
+            return False
+        given = first.chain(tuple(map(self._link, names)), self.tensors, noise)
+        self.tensors |= given or {}
+        return given is not None
+
+    def arrays(self) -> dict[str, Array]:
+        """The tensors that are on the host."""
+        return {name: value for name, value in self.tensors.items() if isinstance(value, np.ndarray)}
+
+    def _link(self, name: str) -> Link:
+        loop = self._loop
+        euler = _euler(loop) if isinstance(loop, EulerLoop) and name == loop.step else None
+        return Link(name, self._sessions[name], frozenset(self._resident.get(name, ())), euler)
 
 
-def _integrate(run: _Run, loop: EulerLoop, noise: Array, steer: Steer | None) -> Array:
-    state = noise.astype(np.float32)
+def _euler(loop: EulerLoop) -> Euler:
     dt = (loop.end - loop.start) / loop.steps
     # In Python's doubles, then rounded: NumPy 1 and 2 round a float32 scalar times an int differently.
     times = tuple(loop.start + k * dt for k in range(loop.steps))
-    euler = Euler(loop.state_input, loop.time_input, loop.velocity_output, times, dt)
-    if steer is None and (integrated := run.integrate(loop.step, euler, state)) is not None:
+    return Euler(loop.state_input, loop.time_input, loop.velocity_output, times, dt)
+
+
+def _integrate(run: _Run, loop: EulerLoop, noise: Array, steer: Steer | None) -> Array:
+    state, euler = noise.astype(np.float32), _euler(loop)
+    if steer is None and run.chain([loop.step], state):
+        integrated: Array = run.tensors[loop.state_input]
         return integrated
-    for time in times:
+    for time in euler.times:
         outputs = run.call(loop.step, {loop.state_input: state, loop.time_input: time})
         velocity: Array = outputs[loop.velocity_output].astype(np.float32, copy=False)
         if steer:
             velocity = steer(state, velocity, time)
-        state = state + np.float32(dt) * velocity
+        state = state + np.float32(euler.dt) * velocity
     return state
 
 

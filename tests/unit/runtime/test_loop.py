@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vlaopt.artifact.policy_spec import AutoregressiveLoop, Component, DiffusionLoop, PolicySpec, TensorSpec
-from vlaopt.backends import Euler
+from vlaopt.backends import Euler, Link
 from vlaopt.errors import InputError
 from vlaopt.runtime.loop import check_noise, draw_noise, noise_shape, run_loop
 from vlaopt.tensors import Array
@@ -319,39 +319,64 @@ def test_nothing_stays_in_the_backend_that_a_tap_or_another_backend_sees(flow: A
     assert sessions["eye"].resident == set()
 
 
-class Whole:
-    """How a session runs a whole loop by itself: here the state becomes 9, and it remembers what it was asked."""
+class Chains:
+    """How a session runs a chain at once: it gives what it was made with, and remembers what it was asked."""
 
-    def __init__(self, given: Any = None) -> None:
+    def __init__(self, *given: Any) -> None:
         self.asked: list[Any] = []
-        self.given = given
+        self.given = list(given)
 
-    def __call__(self, feeds: Any, euler: Euler, noise: Array, resident: Any = ()) -> Any:
-        self.asked.append((feeds, euler, noise, resident))
-        return self.given
+    def __call__(self, links: Any, tensors: Any, noise: Any) -> Any:
+        self.asked.append((links, dict(tensors), noise))
+        return self.given.pop(0)
 
 
-def test_a_session_that_runs_the_loop_by_itself_is_asked_once_with_all_that_it_needs(flow: Any) -> None:
+def test_sessions_that_chain_are_asked_once_with_all_that_they_need(flow: Any) -> None:
     policy, sessions = flow(lambda x, t: x, steps=4, start=1.0, end=0.0)
-    whole = sessions["aflow"].integrate = Whole((np.full((1, 2, 2), 9, np.float32), {"v": np.zeros((1, 2, 2))}))
+    chain = sessions["eye"].chain = Chains({"x": np.full((1, 2, 2), 9, np.float32), "prefix": object()})
     assert policy.predict_chunk(OBSERVATION, NOISE).tolist() == [[9, 9], [9, 9]]
-    [(feeds, euler, noise, resident)] = whole.asked
-    assert euler == Euler("x", "t", "v", (1.0, 0.75, 0.5, 0.25), -0.25)
-    assert (feeds.keys(), noise.tolist(), set(resident)) == ({"prefix"}, NOISE.tolist(), set())
-    assert sessions["aflow"].calls == []
+    [(links, tensors, noise)] = chain.asked
+    euler = Euler("x", "t", "v", (1.0, 0.75, 0.5, 0.25), -0.25)
+    assert links == (
+        Link("eye", sessions["eye"], frozenset({"prefix"})),
+        Link("aflow", sessions["aflow"], frozenset(), euler),
+    )
+    assert (tensors["state"].tolist(), noise.tolist()) == ([[1, 2]], NOISE.tolist())
+    assert sessions["aflow"].calls == sessions["eye"].calls == []
 
 
-def test_a_session_that_cannot_run_the_loop_by_itself_is_run_step_by_step(flow: Any) -> None:
+def test_where_not_all_components_chain_the_loop_may_by_itself(flow: Any) -> None:
+    policy, sessions = flow(lambda x, t: x)
+    sessions["eye"].chain = Chains(None)
+    alone = sessions["aflow"].chain = Chains({"x": np.full((1, 2, 2), 9, np.float32)})
+    assert policy.predict_chunk(OBSERVATION, NOISE).tolist() == [[9, 9], [9, 9]]
+    [(links, tensors, noise)] = alone.asked
+    assert ([link.name for link in links], noise.tolist()) == (["aflow"], NOISE.tolist())
+    assert tensors["prefix"].tolist() == [[2, 4]]
+    assert (len(sessions["eye"].calls), sessions["aflow"].calls) == (1, [])
+
+
+def test_sessions_that_cannot_chain_are_run_one_by_one_and_step_by_step(flow: Any) -> None:
     policy, sessions = flow(lambda x, t: np.full_like(x, 3))
-    sessions["aflow"].integrate = Whole(None)
+    sessions["eye"].chain, sessions["aflow"].chain = Chains(None), Chains(None)
     assert policy.predict_chunk(OBSERVATION, NOISE) == pytest.approx(NOISE[0] + 3, abs=1e-6)
-    assert len(sessions["aflow"].calls) == 4
+    assert (len(sessions["eye"].calls), len(sessions["aflow"].calls)) == (1, 4)
+
+
+def test_components_of_one_pass_chain_too(tiny_spec: PolicySpec, fake_session: Any) -> None:
+    given = {"image": np.zeros((1, 3, 2, 2), np.float32), "state": np.zeros((1, 2), np.float32)}
+    sessions = {name: fake_session(lambda **_: {}) for name in ("eye", "arm")}
+    sessions["eye"].chain = Chains({"raw": np.ones((1, 2), np.float32)})
+    assert run_loop(tiny_spec, sessions, given, None).keys() == {"image", "state", "raw"}
+    [(links, _, noise)] = sessions["eye"].chain.asked
+    assert ([link.name for link in links], noise) == (["eye", "arm"], None)
 
 
 def test_who_must_see_or_steer_the_steps_gets_them_one_by_one(flow: Any) -> None:
     policy, sessions = flow(lambda x, t: np.full_like(x, 3))
-    whole = sessions["aflow"].integrate = Whole()
+    sessions["eye"].chain, sessions["aflow"].chain = Chains(), Chains()
     policy.predict_chunk(OBSERVATION, NOISE, tap=lambda *_: None)
     given = policy.processors.prepare(OBSERVATION)
     run_loop(policy.spec, sessions, given, NOISE, steer=lambda state, velocity, time: velocity)
-    assert (len(sessions["aflow"].calls), whole.asked) == (8, [])
+    assert len(sessions["aflow"].calls) == 8
+    assert sessions["eye"].chain.asked == sessions["aflow"].chain.asked == []

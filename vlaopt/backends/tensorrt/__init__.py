@@ -1,1 +1,1 @@
-"""TensorRT: `rtx` builds for RTX-class GPUs, on any machine; `session` and `cuda` run an engine where a driver is."""
+"""TensorRT, classic and for RTX: engines are built, inspected, opened and run; `cuda` reaches the GPU."""

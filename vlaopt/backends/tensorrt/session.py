@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from vlaopt.backends import Euler, Port, Resident, Value, check_feeds
+from vlaopt.backends import Euler, Link, Port, Resident, Value, check_feeds
+from vlaopt.backends.tensorrt.chain import BACKEND, Chain
 from vlaopt.backends.tensorrt.cuda import Buffer, Capture, Stream
 from vlaopt.backends.tensorrt.log import Log, collector
 from vlaopt.backends.tensorrt.whole_loop import Step, WholeLoop, queue, said
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 
-_BACKEND = "tensorrt"
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -58,7 +58,7 @@ class TensorRtSession:
         self._trt = trt
         self._engine = engine  # a context must not outlive its engine
         self._context = context
-        self._stream = stream
+        self.stream = stream
         self._log = log
         self._cache = cache
         self._busy = threading.Lock()
@@ -66,11 +66,11 @@ class TensorRtSession:
         self._outputs: tuple[Port, ...] = ()
         self._ranges: dict[str, Range] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._buffers: dict[str, Buffer] = {}
+        self.buffers: dict[str, Buffer] = {}
         self._held: dict[str, Resident] = {}
         self._graph: Capture | None = None
         self._graph_wanted = cuda_graph
-        self._loops: dict[Euler, WholeLoop | None] | None = {} if cuda_graph else None
+        self._chains: dict[tuple[Link, ...], Chain | None] | None = {} if cuda_graph else None
         self._told: dict[str, str] = {}
         try:
             self._bind()
@@ -88,7 +88,7 @@ class TensorRtSession:
 
     @property
     def told(self) -> tuple[str, ...]:
-        """How it runs, once it ran: as a CUDA graph, or why not though it was asked for; a loop likewise."""
+        """How it runs, once it ran: as a CUDA graph, or why not though it was asked for; in a chain likewise."""
         return tuple(self._told.values())
 
     def run(self, feeds: Mapping[str, Value], resident: Collection[str] = ()) -> dict[str, Any]:
@@ -97,47 +97,97 @@ class TensorRtSession:
         A resident output is this session's device buffer. The session that takes it copies it, on the device, into
         its own once, however often it runs with it: addresses that change would cost a CUDA graph its capture.
         """
-        with self._alone():
-            check_feeds(self._inputs, feeds, _BACKEND)
+        with self.alone():
+            check_feeds(self._inputs, feeds, BACKEND)
             if self._ranges:
                 self._reshape(feeds)
             for port in self._inputs:
-                self._take(port.name, feeds[port.name])
+                self.take(port.name, feeds[port.name], self.stream)
             self._execute()
-            return self._outcome(resident)
+            self.fetch(resident, self.stream)
+            self.stream.wait()
+            return self.outcome(resident)
 
-    def integrate(
-        self, feeds: Mapping[str, Value], euler: Euler, noise: np.ndarray, resident: Collection[str] = ()
-    ) -> tuple[np.ndarray, dict[str, Any]] | None:
-        """As `vlaopt.backends.Integrating` says; None without `cuda_graph`, and where the loop cannot be queued whole.
-
-        Raises InputError and StageError as `run` does.
-        """
-        if self._loops is None:
+    def chain(
+        self, links: tuple[Link, ...], tensors: Mapping[str, Value], noise: np.ndarray | None
+    ) -> dict[str, Any] | None:
+        """As `vlaopt.backends.Chaining` says; None without `cuda_graph` too, and for one component without a loop."""
+        looped = any(link.euler for link in links)
+        if self._chains is None or (looped and noise is None) or not (looped or len(links) > 1):
             return None
-        with self._alone():
-            ports = [port for port in self._inputs if port.name not in (euler.state, euler.time)]
-            check_feeds(ports, feeds, _BACKEND)
-            if euler not in self._loops:
-                self._loops[euler] = self._whole_loop(euler)
-            loop = self._loops[euler]
-            if loop is None:
-                return None
-            for name in (euler.state, euler.time):
-                self._held.pop(name, None)
-            for port in ports:
-                self._take(port.name, feeds[port.name])
-            state = loop.run(noise).copy()
-            self._told["loop"] = loop.told
-            return state, self._outcome(resident)
+        if links not in self._chains:
+            self._chains[links] = self._chained(links)
+        chain = self._chains[links]
+        if chain is None:
+            return None
+        outcome = chain.run(tensors, noise)
+        for session in chain.sessions:
+            session._told[chain.label] = f"{chain.told}: {chain.label}"
+        return outcome
 
     def close(self) -> None:
         """Free what the session holds; it cannot run any more. Happens by itself when nobody has the session."""
-        with self._alone():
-            self._buffers.clear()
+        with self.alone():
+            self.buffers.clear()
             self._held.clear()
-            self._graph = self._loops = self._context = self._engine = None
-            self._stream.close()
+            self._graph = self._chains = self._context = self._engine = None
+            self.stream.close()
+
+    # For chains: what `run` is made of.
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises InputError while another thread is inside, and where the session is closed."""
+        if not self._busy.acquire(blocking=False):
+            raise InputError(
+                "a TensorRT session is used by two threads at once", hint="open the policy once in each thread"
+            )
+        try:
+            if self._context is None:
+                raise InputError("the TensorRT session is closed")
+            yield
+        finally:
+            self._busy.release()
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether any dimension is."""
+        return bool(self._ranges)
+
+    def take(self, name: str, value: Value, stream: Stream) -> None:
+        """Queue the copy of an input into its buffer, once for a resident however often it comes."""
+        buffer = self.buffers[name]
+        if not isinstance(value, Resident):
+            self._held.pop(name, None)
+            np.copyto(buffer.view(value.shape), value)
+            stream.upload(buffer, value.shape)
+        elif self._held.get(name) is not value:
+            stream.copy(value.value, buffer, value.shape)
+            self._held[name] = value
+
+    def forget(self) -> None:
+        """The inputs' buffers are written by others: a resident taken before is not there any more."""
+        self._held.clear()
+
+    def enqueue(self, stream: Stream) -> None:
+        """Put one run on a stream. Raises StageError when TensorRT refuses."""
+        queue(self._context, stream, self._log, "run the engine")
+
+    def fetch(self, resident: Collection[str], stream: Stream) -> None:
+        """Queue the copies of the outputs to the host."""
+        for port in self._outputs:
+            if port.name not in resident:
+                stream.download(self.buffers[port.name], self._shapes[port.name])
+
+    def outcome(self, resident: Collection[str]) -> dict[str, Any]:
+        """The outputs by name, once the stream is done."""
+        return {port.name: self._given(port, port.name in resident) for port in self._outputs}
+
+    def whole_loop(self, stream: Stream, euler: Euler) -> WholeLoop:
+        """All steps of a loop over this component. Raises StageError and EnvironmentProblem where that cannot be."""
+        state, time, velocity = (self.buffers[name] for name in (euler.state, euler.time, euler.velocity))
+        step = Step(state, time, velocity, functools.partial(self.enqueue, stream))
+        return WholeLoop(self._trt, self._log or collector(self._trt), stream, step, euler, self._cache)
 
     def _bind(self) -> None:
         """Read the ports, make the buffers, for the largest shapes, and tell the context of them."""
@@ -150,80 +200,44 @@ class TensorRtSession:
         self._shapes = {port.name: port.shape for port in (*self._inputs, *self._outputs)}
         self._set_shapes({name: most for name, (_, most) in self._ranges.items()})
         for port in (*self._inputs, *self._outputs):
-            buffer = self._buffers[port.name] = self._stream.buffer(self._shapes[port.name], port.dtype)
+            buffer = self.buffers[port.name] = self.stream.buffer(self._shapes[port.name], port.dtype)
             if not self._context.set_tensor_address(port.name, buffer.device):
                 raise StageError(f"TensorRT refuses the address of tensor {port.name!r}{said(self._log)}")
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._busy.acquire(blocking=False):
-            raise InputError(
-                "a TensorRT session is used by two threads at once", hint="open the policy once in each thread"
-            )
-        try:
-            if self._context is None:
-                raise InputError("the TensorRT session is closed")
-            yield
-        finally:
-            self._busy.release()
 
     def _execute(self) -> None:
         if self._graph:
             self._graph.launch()
             return
-        self._enqueue()
+        self.enqueue(self.stream)
         if self._graph_wanted:
             self._graph_wanted = False
             self._told["component"] = self._capture()
 
-    def _whole_loop(self, euler: Euler) -> WholeLoop | None:
-        if self._ranges:
-            self._told["loop"] = "the loop step by step: shapes are dynamic"
+    def _chained(self, links: tuple[Link, ...]) -> Chain | None:
+        sessions = tuple(link.session for link in links if isinstance(link.session, TensorRtSession))
+        if len(sessions) < len(links):
             return None
-        state, time, velocity = (self._buffers[name] for name in (euler.state, euler.time, euler.velocity))
-        # Not a method of this session: it would hold the session, which holds the loop, for ever.
-        step = Step(
-            state, time, velocity, functools.partial(queue, self._context, self._stream, self._log, "run the engine")
-        )
         try:
-            return WholeLoop(self._trt, self._log or collector(self._trt), self._stream, step, euler, self._cache)
+            with self.alone():
+                return Chain(links, sessions)
         except (EnvironmentProblem, StageError) as error:
-            self._told["loop"] = f"the loop step by step: {error.message}"
+            names = ", ".join(link.name for link in links)
+            self._told[names] = f"one by one: {names}: {error.message}"
             return None
-
-    def _outcome(self, resident: Collection[str]) -> dict[str, Any]:
-        for port in self._outputs:
-            if port.name not in resident:
-                self._stream.download(self._buffers[port.name], self._shapes[port.name])
-        self._stream.wait()
-        return {port.name: self._given(port, port.name in resident) for port in self._outputs}
 
     def _capture(self) -> str:
         if self._ranges:
             return "without a CUDA graph: its shapes are dynamic"
-        self._stream.wait()
+        self.stream.wait()
         try:
-            self._graph = self._stream.capture(self._enqueue)
+            self._graph = self.stream.capture(functools.partial(self.enqueue, self.stream))
         except (EnvironmentProblem, StageError) as error:
             return f"without a CUDA graph: {error.message}"
         return "as a CUDA graph"
 
-    def _enqueue(self) -> None:
-        queue(self._context, self._stream, self._log, "run the engine")
-
-    def _take(self, name: str, value: Value) -> None:
-        buffer = self._buffers[name]
-        if not isinstance(value, Resident):
-            self._held.pop(name, None)
-            np.copyto(buffer.view(value.shape), value)
-            self._stream.upload(buffer, value.shape)
-        elif self._held.get(name) is not value:
-            self._stream.copy(value.value, buffer, value.shape)
-            self._held[name] = value
-
     def _given(self, port: Port, stays: bool) -> Any:
-        buffer, shape = self._buffers[port.name], self._shapes[port.name]
-        return Resident(_BACKEND, port.dtype, shape, buffer) if stays else buffer.view(shape).copy()
+        buffer, shape = self.buffers[port.name], self._shapes[port.name]
+        return Resident(BACKEND, port.dtype, shape, buffer) if stays else buffer.view(shape).copy()
 
     def _reshape(self, feeds: Mapping[str, Value]) -> None:
         shapes = {name: feeds[name].shape for name in self._ranges}
@@ -237,7 +251,7 @@ class TensorRtSession:
         if any(self._shapes[name] != shape for name, shape in shapes.items()):
             self._set_shapes(shapes)
             for port in self._outputs:
-                if np.prod(self._shapes[port.name]) > self._buffers[port.name].host.size:
+                if np.prod(self._shapes[port.name]) > self.buffers[port.name].host.size:
                     raise StageError(f"output {port.name!r} is larger than at the largest shapes of the profile")
 
     def _set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""All steps of an euler loop queued at once: state and velocity never leave the device, and one CUDA graph holds it.
+"""All steps of an euler loop queued at once: state and velocity never leave the device.
 
 The state is accumulated in float32 outside the step's engine, as `vlaopt.runtime.loop` does it on the host: a second,
 tiny engine, made here with TensorRT's own network, adds the step's velocity to it.
@@ -16,9 +16,9 @@ import numpy as np
 from vlaopt.backends import Euler
 from vlaopt.backends.kept import keep, recall
 from vlaopt.backends.tensorrt.building import platform_name
-from vlaopt.backends.tensorrt.cuda import Buffer, Capture, Stream
+from vlaopt.backends.tensorrt.cuda import Buffer, Stream
 from vlaopt.backends.tensorrt.log import Log, reason
-from vlaopt.errors import EnvironmentProblem, StageError
+from vlaopt.errors import StageError
 from vlaopt.hashing import digest_json
 
 _FLOATS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
@@ -35,7 +35,7 @@ class Step:
 
 
 class WholeLoop:
-    """One euler loop over one step, on that step's stream. `told` says how it runs, once it ran.
+    """One euler loop over one step, on one stream. `state`, float32, is where it starts from and what it gives.
 
     Raises StageError with TensorRT's reason where the engine that updates the state cannot be made.
     """
@@ -45,48 +45,30 @@ class WholeLoop:
         self._step = step
         self._log = log
         self._update = _update_context(trt, log, euler.dt, step, _Kept.of(trt, stream, step, euler, cache))
-        self._state, self._next = (stream.buffer(step.state.host.shape, "float32") for _ in range(2))
+        self.state, self._next = (stream.buffer(step.state.host.shape, "float32") for _ in range(2))
         # What the step takes: the state itself, or rounded to the type of its port.
         kind = step.state.host.dtype.name
         self._taken = self._next if kind == "float32" else stream.buffer(step.state.host.shape, kind)
         self._times = _at_each_time(stream, step.time, euler.times)
         self._bind()
-        self._graph: Capture | None = None
-        self.told = ""
 
-    def run(self, noise: np.ndarray) -> np.ndarray:
-        """The state after the last step, float32, a view of this loop's memory, for `noise`, float32."""
-        for buffer in (self._state, self._step.state):
+    def start(self, noise: np.ndarray) -> None:
+        """Queue the upload of `noise`, float32, as the state before the first step."""
+        for buffer in (self.state, self._step.state):
             np.copyto(buffer.host, noise, casting="unsafe")
             self._stream.upload(buffer)
-        if self._graph:
-            self._graph.launch()
-        else:
-            self._queue()
-            if not self.told:
-                self.told = self._capture()
-        self._stream.download(self._state)
-        self._stream.wait()
-        return self._state.host
 
-    def _queue(self) -> None:
+    def queue(self) -> None:
+        """Queue all steps. Raises StageError when TensorRT refuses."""
         for time in self._times:
             self._stream.copy(time, self._step.time)
             self._step.enqueue()
             queue(self._update, self._stream, self._log, "update the state of the loop")
-            self._stream.copy(self._next, self._state)
+            self._stream.copy(self._next, self.state)
             self._stream.copy(self._taken, self._step.state)
 
-    def _capture(self) -> str:
-        self._stream.wait()
-        try:
-            self._graph = self._stream.capture(self._queue)
-        except (EnvironmentProblem, StageError) as error:
-            return f"the whole loop queued at once, without a CUDA graph: {error.message}"
-        return "the whole loop as one CUDA graph"
-
     def _bind(self) -> None:
-        at = {"state": self._state, "velocity": self._step.velocity, "next": self._next}
+        at = {"state": self.state, "velocity": self._step.velocity, "next": self._next}
         if self._taken is not self._next:
             at["taken"] = self._taken
         for name, buffer in at.items():

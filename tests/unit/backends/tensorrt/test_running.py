@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from vlaopt.artifact.policy_spec import (
     TensorSpec,
     Unnormalise,
 )
-from vlaopt.backends import EngineOptions, Euler
+from vlaopt.backends import EngineOptions, Euler, Link, Resident
 from vlaopt.backends.tensorrt.classic import BACKEND
 from vlaopt.backends.tensorrt.log import collector
 from vlaopt.backends.tensorrt.whole_loop import update_network
@@ -82,6 +83,11 @@ def by_hand(factor: np.ndarray) -> np.ndarray:
     return state
 
 
+def looped(session: Any, factor: np.ndarray) -> Any:
+    """What a loop over `step` gives, run at once."""
+    return session.chain((Link("flow", session, euler=EULER),), {"prefix": factor}, NOISE)
+
+
 FACTOR = np.full((1, 3), 0.25, np.float32)
 
 
@@ -106,10 +112,10 @@ def test_a_whole_loop_gives_what_its_steps_give_and_is_one_launch(lane: str, kin
     with installed(lane, log=tmp_path / "calls"):
         session = opened(step(kind))
         for _ in range(3):
-            state, outputs = session.integrate({"prefix": factor}, EULER, NOISE)
-            assert (state.dtype, outputs["v"].dtype) == (np.float32, factor.dtype)
-            assert state == pytest.approx(by_hand(factor), abs=1e-6)
-        assert session.told == ("the whole loop as one CUDA graph",)
+            given = looped(session, factor)
+            assert (given["x"].dtype, given["v"].dtype) == (np.float32, factor.dtype)
+            assert given["x"] == pytest.approx(by_hand(factor), abs=1e-6)
+        assert session.told == ("in one CUDA graph: flow × 4",)
         session.close()
         assert alive() == NOTHING
     called = [line.split("(")[0] for line in calls(tmp_path / "calls")]
@@ -125,19 +131,20 @@ def test_the_engine_that_updates_the_state_is_built_once_on_a_machine(tmp_path: 
         built = []
         for _ in range(2):
             session = BACKEND.open(files, options)
-            assert session.integrate({"prefix": FACTOR}, EULER, NOISE)[0] == pytest.approx(by_hand(FACTOR), abs=1e-6)
+            assert looped(session, FACTOR)["x"] == pytest.approx(by_hand(FACTOR), abs=1e-6)
             built.append(sum(line.startswith("Builder.build_serialized") for line in calls(tmp_path / "calls")))
             session.close()
     assert built == [2, 2]  # the step's engine and the update's, then none
 
 
-@anywhere
-def test_what_stays_on_the_device_is_never_downloaded(lane: str, tmp_path: Path) -> None:
-    def tensor(name: str, *shape: int) -> TensorSpec:
-        return TensorSpec(name=name, dtype="float32", shape=shape)
+def tensor(name: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float32", shape=shape)
 
+
+def flow_spec() -> PolicySpec:
+    """state → eye → prefix → flow (x, t, prefix → v), four steps"""
     x, t, v, kept = tensor("x", 1, 4, 3), tensor("t", 1), tensor("v", 1, 4, 3), tensor("prefix", 1, 3)
-    spec = PolicySpec(
+    return PolicySpec(
         type="flow",
         action_dim=3,
         control_hz=10,
@@ -151,14 +158,25 @@ def test_what_stays_on_the_device_is_never_downloaded(lane: str, tmp_path: Path)
         preprocess=(NormaliseProcessor(input="joints", output="state", size=3, statistics="unit"),),
         postprocess=Unnormalise(input="x", statistics="unit"),
     )
+
+
+def traffic(lines: list[str]) -> Counter[str]:
+    """How often data was copied, which way, and a graph launched."""
+    words = ("HostToDevice", "DeviceToDevice", "DeviceToHost", "GraphLaunch")
+    return Counter(word for line in lines for word in words if word in line)
+
+
+@anywhere
+def test_a_whole_policy_is_one_launch_and_only_its_ends_cross_the_bus(lane: str, tmp_path: Path) -> None:
     given = {"state": np.sqrt(FACTOR)}
     with installed(lane, log=tmp_path / "calls"):
         sessions = {"eye": opened(prefix()), "flow": opened(step())}
-        first = run_loop(spec, sessions, given, NOISE)
+        first = run_loop(flow_spec(), sessions, given, NOISE)
         before = len(calls(tmp_path / "calls"))
-        second = run_loop(spec, sessions, given, NOISE)
-        traffic = [line for line in calls(tmp_path / "calls")[before:] if "Memcpy" in line or "Launch" in line]
-        stepwise = run_loop(spec, sessions, given, NOISE, steer=lambda state, velocity, time: velocity)
+        second = run_loop(flow_spec(), sessions, given, NOISE)
+        seen = traffic(calls(tmp_path / "calls")[before:])
+        stepwise = run_loop(flow_spec(), sessions, given, NOISE, steer=lambda state, velocity, time: velocity)
+        assert sessions["eye"].told == ("in one CUDA graph: eye, flow × 4", "as a CUDA graph")
         for session in sessions.values():
             session.close()
         assert alive() == NOTHING
@@ -166,13 +184,67 @@ def test_what_stays_on_the_device_is_never_downloaded(lane: str, tmp_path: Path)
     assert second["x"] == pytest.approx(by_hand(FACTOR), abs=1e-6)
     assert np.array_equal(first["x"], second["x"])
     assert stepwise["x"] == pytest.approx(second["x"], abs=1e-6)
-    # In: the observation, the noise twice, as state and as input. Over: the prefix. Out: the state and the velocity.
-    kinds = [
-        next(word for word in ("HostToDevice", "DeviceToDevice", "DeviceToHost", "Launch") if word in line)
-        for line in traffic
-    ]
-    assert kinds.count("Launch") == 2
-    assert (kinds.count("HostToDevice"), kinds.count("DeviceToDevice"), kinds.count("DeviceToHost")) == (3, 1, 2)
+    # In: the observation, and the noise as state and as input. Out: the state and the last velocity.
+    assert seen == {"GraphLaunch": 1, "HostToDevice": 3, "DeviceToHost": 2}
+
+
+@anywhere
+def test_what_only_components_take_stays_on_the_device_without_graphs_too(lane: str, tmp_path: Path) -> None:
+    with installed(lane, log=tmp_path / "calls"):
+        sessions = {"eye": opened(prefix(), cuda_graph=False), "flow": opened(step(), cuda_graph=False)}
+        before = len(calls(tmp_path / "calls"))
+        result = run_loop(flow_spec(), sessions, {"state": np.sqrt(FACTOR)}, NOISE)
+        seen = traffic(calls(tmp_path / "calls")[before:])
+        for session in sessions.values():
+            session.close()
+    assert result["x"] == pytest.approx(by_hand(FACTOR), abs=1e-6)
+    # In: the observation, then state and time of each step. Over: the prefix, once. Out: each step's velocity.
+    assert seen == {"HostToDevice": 1 + 2 * 4, "DeviceToDevice": 1, "DeviceToHost": 4}
+
+
+@anywhere
+def test_components_of_one_pass_are_one_launch_and_what_is_wanted_comes_out(lane: str, tmp_path: Path) -> None:
+    def doubling(taken: str, given: str) -> Graph:
+        node = helper.make_node("Add", [taken, taken], [given], name="double")
+        return onnx([node], {taken: [1, 3]}, {given: [1, 3]}, TensorProto.FLOAT)
+
+    with installed(lane, log=tmp_path / "calls"):
+        eye, arm, head = (opened(doubling(*ports)) for ports in (("a", "b"), ("b", "c"), ("c", "d")))
+        links = (Link("eye", eye, frozenset({"b"})), Link("arm", arm), Link("head", head))
+        for value in (1, 2, 3):
+            given = eye.chain(links, {"a": np.full((1, 3), value, np.float32)}, None)
+            assert given["c"].tolist() == [[4 * value] * 3]
+            assert given["d"].tolist() == [[8 * value] * 3]
+            assert isinstance(given["b"], Resident)
+        assert head.told == ("in one CUDA graph: eye, arm, head",)
+        assert traffic(calls(tmp_path / "calls"))["GraphLaunch"] == 2
+        # A component of a chain still runs by itself, and what it took from the chain is not there any more.
+        assert arm.run({"b": np.full((1, 3), 5, np.float32)})["c"].tolist() == [[10] * 3]
+        assert arm.run({"b": given["b"]})["c"].tolist() == [[12] * 3]
+        with pytest.raises(InputError, match="input 'a' is missing"):
+            eye.chain(links, {}, None)
+        head.close()
+        with pytest.raises(InputError, match="session is closed"):
+            eye.chain(links, {"a": FACTOR}, None)
+        eye.close()
+        arm.close()
+        assert alive() == NOTHING
+
+
+def test_components_that_meet_in_different_types_are_left_to_the_runtime() -> None:
+    halves = onnx(
+        [helper.make_node("Add", ["b", "b"], ["c"], name="a")], {"b": [1, 3]}, {"c": [1, 3]}, TensorProto.FLOAT16
+    )
+    singles = onnx(
+        [helper.make_node("Add", ["a", "a"], ["b"], name="a")], {"a": [1, 3]}, {"b": [1, 3]}, TensorProto.FLOAT
+    )
+    with installed("11.4"):
+        first, second = opened(singles), opened(halves)
+        assert first.chain((Link("eye", first), Link("arm", second)), {"a": FACTOR}, None) is None
+        assert first.told == ("one by one: eye, arm: b is given as float32, and arm takes float16",)
+        first.close()
+        second.close()
+        assert alive() == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -186,10 +258,10 @@ def test_what_cannot_be_captured_runs_without_and_says_so(lane: str, fault: str,
         session = opened(step())
         for _ in range(2):
             assert session.run(feeds)["v"] == pytest.approx(NOISE * FACTOR + 1, abs=1e-6)
-            assert session.integrate({"prefix": FACTOR}, EULER, NOISE)[0] == pytest.approx(by_hand(FACTOR), abs=1e-6)
+            assert looped(session, FACTOR)["x"] == pytest.approx(by_hand(FACTOR), abs=1e-6)
         component, loop = session.told
         assert component.startswith("without a CUDA graph: ")
-        assert loop.startswith("the whole loop queued at once, without a CUDA graph: ")
+        assert loop.startswith("at once, without a CUDA graph: ")
         assert reason in component
         assert reason in loop
         session.close()
@@ -202,9 +274,9 @@ def test_a_loop_whose_update_cannot_be_built_is_left_to_the_runtime(lane: str) -
         files = BACKEND.build(step(), EngineOptions()).files
     with installed(lane, faults=["build-none"]):
         session = BACKEND.open(files, EngineOptions())
-        assert session.integrate({"prefix": FACTOR}, EULER, NOISE) is None
+        assert looped(session, FACTOR) is None
         [told] = session.told
-        assert told.startswith("the loop step by step: TensorRT cannot make the engine that updates the state: ")
+        assert told.startswith("one by one: flow: TensorRT cannot make the engine that updates the state: ")
         assert session.run({"x": NOISE, "t": np.ones(1, np.float32), "prefix": FACTOR})["v"].shape == (1, 4, 3)
         session.close()
         assert alive() == NOTHING
@@ -230,7 +302,7 @@ def test_nvidias_own_builder_takes_the_update_of_the_state(taken: str, velocity:
 def test_without_the_wish_for_cuda_graphs_there_is_neither_graph_nor_whole_loop() -> None:
     with installed("11.4"):
         session = opened(step(), cuda_graph=False)
-        assert session.integrate({"prefix": FACTOR}, EULER, NOISE) is None
+        assert looped(session, FACTOR) is None
         session.run({"x": NOISE, "t": np.ones(1, np.float32), "prefix": FACTOR})
         assert session.told == ()
         session.close()
