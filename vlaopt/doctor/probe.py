@@ -1,4 +1,7 @@
-"""What each backend says of this machine: whether it is installed, whether its engines run, what it has for them."""
+"""What each backend says of this machine: whether it is installed, whether its engines run, what it has for them.
+
+They are asked in a process of their own: a library that is broken may end the process that loads it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from vlaopt import backends
+from vlaopt import backends, isolated
 from vlaopt.backends import Backend
-from vlaopt.errors import VlaoptError
+from vlaopt.errors import EnvironmentProblem, StageError, VlaoptError
 
 T = TypeVar("T")
 
@@ -35,8 +38,28 @@ class State(BaseModel):
 
 
 def probe_all(names: Iterable[str] | None = None) -> dict[str, State]:
-    """The state of every backend that is known here, by name."""
-    return {name: probe(name) for name in (backends.names() if names is None else names)}
+    """The state of every backend that is known here, by name. One whose library ends its process does not run."""
+    left = list(backends.names() if names is None else names)
+    found: dict[str, State] = {}
+
+    def told(state: State) -> None:
+        found[state.name] = state
+
+    while left:
+        try:
+            isolated.run(_probe_these, left, what="asking it", told=told)
+        except StageError as error:
+            culprit = next(name for name in left if name not in found)
+            found[culprit] = State(name=culprit, missing=error.message, problem=error.message)
+        except EnvironmentProblem:  # no process can be started here: better asked in this one than not at all
+            found |= {name: probe(name) for name in left if name not in found}
+        left = [name for name in left if name not in found]
+    return found
+
+
+def _probe_these(tell: Callable[[State], None], names: list[str]) -> None:
+    for name in names:
+        tell(probe(name))
 
 
 def probe(name: str) -> State:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.machine.sampled import sample
-from vlaopt import backends
+from vlaopt import backends, isolated
 from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, Manifest
 from vlaopt.backends import Backend
 from vlaopt.doctor import State, Verdict, examine_all, judge
@@ -243,8 +244,20 @@ def test_a_backend_that_cannot_be_imported_is_missing_with_the_reason(monkeypatc
     assert "that_nobody_wrote" in (probe("broken").missing or "")
 
 
-def test_every_backend_answers_here() -> None:
+def test_a_library_that_ends_its_process_is_one_that_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("import os\nos.abort()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     states = probe_all()
     assert set(states) == set(backends.names())
-    assert states["onnxruntime"].problem is None
-    assert all(state.problem for state in states.values() if state.missing)
+    assert states["tensorrt"].problem == "asking it crashed (SIGABRT)"
+    assert (states["onnxruntime"].problem, states["reference"].problem) == (None, None)
+
+
+def test_where_no_process_can_be_started_backends_are_asked_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: Any, **more: Any) -> None:
+        raise EnvironmentProblem("no temporary folder can be made")
+
+    monkeypatch.setattr(isolated, "run", run)
+    assert probe_all(["onnxruntime"])["onnxruntime"].problem is None
