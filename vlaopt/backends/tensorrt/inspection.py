@@ -2,6 +2,7 @@
 
 Read from the engine inspector's JSON, which `trtexec --exportLayerInfo` writes too. Layers are records in both forms of
 it: TensorRT 10 has `Bindings` beside them and one text for format and type of a tensor, 11 has `I/O Tensors` and two.
+TensorRT for RTX logs the same fields when it builds, one layer a line, which needs no driver.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,12 @@ _MULTIPLIED = {
 }
 _ANY = "|".join((*_MULTIPLIED, "i32"))
 _TACTIC = re.compile(rf"_(?:{_ANY})(?:{_ANY})_({'|'.join(_MULTIPLIED)})(?:{_ANY})_")
-_MATRIX_KERNEL = re.compile(r"conv|gemm|matmul|matrixmultiply|mha|lstm|rnn|gru", re.IGNORECASE)
+_MATRIX_KERNEL = re.compile(r"conv|correlation|gemm|matmul|matrixmultiply|mha|lstm|rnn|gru", re.IGNORECASE)
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[^\w/]|$|\[)")
+_LINE = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], (?:Constants: \[.*?\], )?Outputs: \["
+    r".*\], TacticName: (?P<tactic>.*?), StreamId: \d+, Metadata: (?P<metadata>.*)"
+)
 _SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 _TURNING = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -71,7 +76,15 @@ def read(text: str, graph: Graph) -> Inspection:
     engine was built to tell nothing but names. The facts: `layers`, `reformats`, and in `fusions_lost` the
     DequantizeLinear nodes in front of a product that run as layers of their own instead of in it.
     """
-    layers = _records(text)
+    return _read(_records(text), graph)
+
+
+def read_log(text: str, graph: Graph) -> Inspection:
+    """What the lines that RTX logs at the end of a build say of an engine of `graph`, as `read` of the inspector."""
+    return _read([_record(line) for line in map(_LINE.match, text.splitlines()) if line], graph)
+
+
+def _read(layers: Sequence[Mapping[str, Any]], graph: Graph) -> Inspection:
     nodes = {node.name: node for node in graph.nodes()}
     detailed = [layer for layer in layers if layer.get("Inputs") is not None]
     products = sorted(filter(lambda layer: _multiplies(layer, nodes), detailed), key=_generated)
@@ -112,6 +125,13 @@ def _records(text: str) -> list[dict[str, Any]]:
         return [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in layers]
     except (ValueError, KeyError, TypeError) as error:
         raise StageError(f"the engine inspector gives no list of layers: {' '.join(text.split())[:200]}") from error
+
+
+def _record(line: re.Match[str]) -> dict[str, Any]:
+    """The fields of a logged layer as the inspector's JSON has them; of tensors the types alone."""
+    inputs = [{"Datatype": kind} for kind in re.findall(r"Datatype: (\w+)", line["inputs"])]
+    fields = {"Name": line["name"], "LayerType": line["type"], "Inputs": inputs}
+    return {**fields, "TacticName": line["tactic"], "Metadata": line["metadata"]}
 
 
 def _written(tensor: Mapping[str, Any]) -> str:

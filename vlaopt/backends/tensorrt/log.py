@@ -21,10 +21,11 @@ class Log(Protocol):
     warnings: list[str]
     errors: list[str]
     totals: list[str]
+    layers: str
 
 
 def collector(trt: Any) -> Log:
-    """A logger for `trt` (its module) that keeps warnings, errors, and what a build says of an engine's memory."""
+    """A logger for `trt` (its module) that keeps warnings, errors, and a built engine's memory and layers."""
 
     class Collector(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -32,6 +33,7 @@ def collector(trt: Any) -> Log:
             self.warnings: list[str] = []
             self.errors: list[str] = []
             self.totals: list[str] = []
+            self.layers = ""
 
         def log(self, severity: Any, message: str) -> None:
             if severity == trt.ILogger.WARNING:
@@ -40,6 +42,8 @@ def collector(trt: Any) -> Log:
                 self.errors.append(message)
             elif message.startswith("Total "):
                 self.totals.append(message)
+            elif message.startswith("Layers:\n"):
+                self.layers = message
 
     made: Log = Collector()
     return made

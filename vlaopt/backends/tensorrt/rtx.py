@@ -15,7 +15,7 @@ from vlaopt.backends.kept import keep, recall
 from vlaopt.backends.tensorrt import cuda
 from vlaopt.backends.tensorrt import log as logs
 from vlaopt.backends.tensorrt.building import Refusal, Refused, configure, parsed, platform_name, settings_of
-from vlaopt.backends.tensorrt.inspection import inspect
+from vlaopt.backends.tensorrt.inspection import read_log
 from vlaopt.backends.tensorrt.library import RTX
 from vlaopt.backends.tensorrt.session import TensorRtSession
 from vlaopt.errors import EnvironmentProblem, InputError
@@ -33,7 +33,7 @@ _HINTS = {
     "INSUFFICIENT_GPU_MEMORY": "close other programs that use the GPU",
 }
 """What mends an engine that does not fit, by TensorRT's `EngineInvalidityDiagnostics`; for the others, `_REBUILD`."""
-_NOTE = "precision not audited: TensorRT for RTX tells layers apart only where a driver is"
+_NOTE = "precision not audited: this TensorRT for RTX logs no layers when it builds"
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,15 @@ class RtxBackend:
         targets = _target(draft.trt, draft.config, options.compute_capabilities)
         configure(draft, settings, options)
         engine = draft.build()
-        needs = {"tensorrt-rtx": self.version(), "sm": ONE_OF.join(targets), "os": platform_name()}
-        if cuda.problem() or cuda.device().sm not in targets:
-            return Engine({FILE: engine}, precisions={}, notes=(_NOTE,), needs=needs, facts={"typing": "strong"})
-        told = inspect(draft.trt, _deserialized(draft.trt, engine, logs.collector(draft.trt)), graph)
-        return Engine({FILE: engine}, told.precisions, (), told.layers, needs, {**told.facts, "typing": "strong"})
+        told = read_log(draft.log.layers, graph)
+        return Engine(
+            files={FILE: engine},
+            precisions=told.precisions,
+            notes=() if draft.log.layers else (_NOTE,),
+            layers=told.layers,
+            needs={"tensorrt-rtx": self.version(), "sm": ONE_OF.join(targets), "os": platform_name()},
+            facts={**told.facts, **_memory(draft.log), "typing": "strong"},
+        )
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
         """A session on the first GPU. Raises EnvironmentProblem when this machine or its GPU cannot run the engine.
@@ -147,6 +151,11 @@ def _target(trt: Any, config: Any, wanted: tuple[str, ...]) -> tuple[str, ...]:
         if not config.set_compute_capability(capability, index):
             raise EnvironmentProblem(f"TensorRT for RTX refuses compute capability {capability.name}")
     return wanted or (cuda.device().sm,)
+
+
+def _memory(log: logs.Log) -> dict[str, int]:
+    found = {"weights_bytes": logs.total_bytes(log, "Weights"), "activation_bytes": logs.total_bytes(log, "Activation")}
+    return {name: size for name, size in found.items() if size is not None}
 
 
 def _deserialized(trt: Any, engine: bytes, log: logs.Log) -> Any:

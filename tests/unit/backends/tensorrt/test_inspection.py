@@ -14,7 +14,7 @@ import pytest
 
 from vlaopt.artifact.graph import Graph
 from vlaopt.backends.audit import UNKNOWN
-from vlaopt.backends.tensorrt.inspection import inspect, names, precision, read
+from vlaopt.backends.tensorrt.inspection import inspect, names, precision, read, read_log
 from vlaopt.errors import StageError
 
 GEMM_FP16 = "sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_tilesize32x32x64_stage6_warpsize2x2x1_tensor16x8x16"
@@ -116,6 +116,29 @@ def test_a_product_that_tells_no_node_is_counted_all_the_same(graph):
     found = read(told(layer("__myl_Fc_myl0_9", "fusion", TacticName=GEMM_INT8 + "_by_fusion_tactic")), graph)
     assert found.layers == {}
     assert found.precisions == {"int8": 1}
+
+
+LOGGED = """Layers:
+Name: __myl_MulCast_myl0_0, LayerType: kgen, Inputs: [ { Name: image, Dimensions: [1,3,8,8], \
+Strides: [192,64,8,1], StrideOrder: [3,2,1,0], Datatype: Float, Format: (Linear) Row major linear format }], \
+Constants: [], Outputs: [ { Name: r.1_2_myl0, Dimensions: [1,4,8,8], Strides: [256,1,32,4], StrideOrder: [3,0,2,1], \
+Datatype: Int8, Format: (NHWC) Channel major format }], TacticName: __myl_MulCast_0xa0, StreamId: 0, Metadata: \
+[ONNX Layer: image/q][ONNX Layer: stem/conv]
+Name: stem/conv_myl0_1, LayerType: correlation, Inputs: [ { Name: r.1_2_myl0, Dimensions: [1,4,8,8], \
+Strides: [256,1,32,4], StrideOrder: [3,0,2,1], Datatype: Int8, Format: (NHWC) Channel major format }], \
+Constants: [ { Name: __mye607_dconst_myl0, Dimensions: [16,4,3,3], Strides: [36,1,12,4], StrideOrder: [3,0,2,1], \
+Datatype: Int8, Format: (NHWC) Channel major format }], Outputs: [ { Name: features, Dimensions: [1,16,8,8], \
+Strides: [1024,1,128,16], StrideOrder: [3,0,2,1], Datatype: Float, Format: (NHWC) Channel major format }], \
+TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: [ONNX Layer: stem/conv][ONNX Layer: k/dq]
+"""
+
+
+def test_lines_that_rtx_logs_read_as_the_inspectors_json_does(graph):
+    """Two lines of TensorRT for RTX 1.7's log of a build of this very graph."""
+    found = read_log(LOGGED, graph)
+    assert found.layers == {"stem/conv": "int8"}
+    assert found.facts == {"layers": 2, "reformats": 0, "fusions_lost": []}
+    assert read_log("", graph).layers == {}
 
 
 def test_dequantizing_layers_of_their_own_in_front_of_products_are_fusions_lost(graph):

@@ -31,9 +31,36 @@ def test_an_engine_is_built_for_a_gpu_that_is_not_here(graphs):
         engine = BACKEND.build(Graph(graph), ADA)
         assert len(engine.files[FILE]) > 10_000
         assert engine.needs == {"tensorrt-rtx": BACKEND.version(), "sm": "8.9", "os": f"linux-{platform.machine()}"}
-        assert engine.facts == {"typing": "strong"}
-        assert engine.precisions == {}
-        assert "not audited" in engine.notes[0]
+        assert engine.facts["typing"] == "strong"
+        assert engine.facts["weights_bytes"] > 0
+        assert engine.notes == ()
+
+
+def test_layers_are_audited_by_what_the_real_builder_logs_though_no_gpu_is_here(graphs, quantized_graph):
+    assert BACKEND.build(Graph(graphs["conv"]), ADA).layers == dict.fromkeys(
+        ("stem/conv", "block/conv", "head/fc"), "fp32"
+    )
+    assert BACKEND.build(Graph(graphs["lstm"]), ADA).layers == {"memory/lstm": "fp32"}
+    for kind, precision in ((TensorProto.INT8, "int8"), (TensorProto.FLOAT8E4M3FN, "fp8")):
+        engine = BACKEND.build(Graph(quantized_graph(kind)), ADA)
+        assert engine.layers == {"stem/conv": precision, "head/fc": precision}
+        assert engine.precisions == {precision: 2}
+        assert engine.facts["fusions_lost"] == []
+
+
+def test_a_product_whose_weights_are_not_quantized_does_not_compute_in_int8(graphs):
+    model = onnx.load_from_string(graphs["int8"])
+    product = next(node for node in model.graph.node if node.name == "head/fc")
+    product.input[1] = "w"
+    engine = BACKEND.build(Graph(model.SerializeToString()), ADA)
+    assert engine.layers == {"stem/conv": "int8", "head/fc": "fp32"}
+
+
+def test_a_builder_that_logs_no_layers_leaves_precisions_open_and_says_so(graphs, monkeypatch):
+    monkeypatch.setattr("vlaopt.backends.tensorrt.building.Draft.build", lambda draft: b"engine")
+    engine = BACKEND.build(Graph(graphs["conv"]), ADA)
+    assert (engine.precisions, engine.layers) == ({}, {})
+    assert "not audited" in engine.notes[0]
 
 
 def test_equal_graphs_give_equal_engines(graphs):
