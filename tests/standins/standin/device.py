@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import ctypes
 import itertools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ class Stream:
     queue: list[Work] = field(default_factory=list)
     captured: list[Work] | None = None
     mode: int = GLOBAL_MODE
+    thread: int = 0
     broken: bool = False  # a capture that an illegal call has spoiled
 
     @property
@@ -193,9 +195,17 @@ class Device:
     # capture
 
     def refuse_while_capturing(self) -> None:
-        """Spoil every capture of global mode: calls that wait or allocate are forbidden meanwhile."""
-        if any(stream.capturing and stream.mode != RELAXED_MODE for stream in self.streams.values()):
-            self._spoil()
+        """Spoil every capture that forbids this thread to wait or allocate meanwhile, as its mode says."""
+        here = threading.get_ident()
+        spoiled = [
+            stream
+            for stream in self.streams.values()
+            if stream.capturing
+            and (stream.mode == GLOBAL_MODE or (stream.mode == THREAD_MODE and stream.thread == here))
+        ]
+        for stream in spoiled:
+            stream.broken = True
+        if spoiled:
             raise CudaError(CAPTURE_UNSUPPORTED)
 
     def begin_capture(self, handle: int, mode: int) -> None:
@@ -205,6 +215,7 @@ class Device:
         if stream.capturing:
             raise CudaError(INVALID_VALUE)
         stream.captured, stream.mode, stream.broken = [], mode, False
+        stream.thread = threading.get_ident()
 
     def end_capture(self, handle: int) -> int:
         stream = self.stream(handle)

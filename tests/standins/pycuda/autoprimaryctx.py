@@ -1,0 +1,17 @@
+"""Makes the primary context current when imported, as pycuda's module does."""
+
+import atexit
+
+from pycuda import driver
+
+driver.init()
+device = driver.Device(0)
+context = device.retain_primary_context()
+context.push()
+
+
+def _finish_up() -> None:
+    driver.Context.pop()
+
+
+atexit.register(_finish_up)
