@@ -154,7 +154,8 @@ class TensorRt(Section):
         default=0, description="Scratch memory that a layer may take, in MiB; 0 leaves TensorRT's own limit."
     )
     cuda_graph: bool = Field(
-        default=True, description="Whether a component runs as one CUDA graph where it can be captured."
+        default=True,
+        description="Whether the policy, or else each component, runs as one CUDA graph where it can be captured.",
     )
     version_compatible: bool = Field(
         default=False, description="Classic: engines that later TensorRT versions load too; they may be slower."

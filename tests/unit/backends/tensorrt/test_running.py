@@ -362,3 +362,17 @@ def test_dynamic_dimensions_run_within_their_profile(lane: str) -> None:
             session.run({"a": np.zeros((0, 3), np.float32), "b": np.zeros((2, 3), np.float32)})
         session.close()
         assert alive() == NOTHING
+
+
+@anywhere
+def test_pycuda_runs_all_of_it_but_graphs_and_says_so(lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with installed(lane), monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "cuda", None)
+        sessions = {"eye": opened(prefix()), "flow": opened(step())}
+        for _ in range(2):
+            result = run_loop(flow_spec(), sessions, {"state": np.sqrt(FACTOR)}, NOISE)
+            assert result["x"] == pytest.approx(by_hand(FACTOR), abs=1e-6)
+        assert sessions["eye"].told == ("at once, without a CUDA graph: pycuda has no CUDA graphs: eye, flow × 4",)
+        for session in sessions.values():
+            session.close()
+        assert alive() == NOTHING
