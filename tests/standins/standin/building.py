@@ -185,6 +185,10 @@ def _refusal(builder: Any, network: Any, config: Any) -> str | None:
             f"{usage} (Int8 precision has been set for a layer or layer output, but int8 is not configured in the "
             "builder)"
         )
+    held, sm = set(network._graph.types.values()), float(now.sm)
+    for kind, least in (("FP8", 8.9), ("FP4", 10.0), ("BF16", 8.0)):
+        if kind in held and sm < least:
+            return f"{usage} (Networks with {kind} layers require hardware with {kind} support, this is SM {now.sm}.)"
     dynamic = [port for port in network._graph.inputs if any(isinstance(size, str) for size in port.shape)]
     if dynamic and not config._profiles:
         return (

@@ -7,12 +7,12 @@ Error numbers are those of `cudaError_t`.
 from __future__ import annotations
 
 import bisect
-import ctypes
 import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 from standin.settings import settings
 
 Work = Callable[[], None]
@@ -21,6 +21,8 @@ SUCCESS, INVALID_VALUE, MEMORY, INSUFFICIENT_DRIVER, NO_DEVICE, INVALID_DEVICE =
 INVALID_HANDLE, NOT_READY, ILLEGAL_ADDRESS = 400, 600, 700
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, CAPTURE_UNMATCHED, CAPTURE_IMPLICIT = 900, 901, 903, 906
 GLOBAL_MODE, THREAD_MODE, RELAXED_MODE = 0, 1, 2
+
+_RUBBISH = 1 << 24  # bytes; the rest of a larger allocation costs no memory before it is used
 
 
 class CudaError(Exception):
@@ -65,7 +67,7 @@ class Device:
 
     def __init__(self) -> None:
         self._count = itertools.count(0x10)
-        self._memory: dict[int, tuple[ctypes.Array[ctypes.c_char], str, int]] = {}
+        self._memory: dict[int, tuple[np.ndarray, str, int]] = {}
         self._starts: list[int] = []
         self.streams: dict[int, Stream] = {0: Stream(0)}
         self.events: dict[int, Event] = {}
@@ -82,8 +84,9 @@ class Device:
             raise CudaError(INVALID_VALUE)
         if where == "device" and (settings().has("out-of-memory") or size > self.free_bytes):
             raise CudaError(MEMORY)
-        memory = ctypes.create_string_buffer(b"\xa5" * max(size, 1), max(size, 1))  # rubbish, as fresh memory holds
-        address = ctypes.addressof(memory)
+        memory = np.empty(max(size, 1), np.uint8)
+        memory[:_RUBBISH] = 0xA5  # as fresh memory holds
+        address = memory.ctypes.data
         self._memory[address] = (memory, where, size)
         bisect.insort(self._starts, address)
         return address

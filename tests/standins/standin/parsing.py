@@ -113,6 +113,9 @@ def _refused(node: Node, graph: OnnxGraph, lane: str) -> Refusal | None:
         return "INVALID_NODE", text, "onnxOpCheckers.cpp", "checkFallbackPluginImporter", 998
     if node.operator in UNSUPPORTED:
         return "UNSUPPORTED_NODE", "false", "onnxOpCheckers.cpp", f"check{node.operator}", 1130
+    if lane == "10.3" and "FP4" in {graph.types.get(name) for name in (*node.inputs, *node.outputs)}:
+        text = "Assertion failed: convertOnnxDataType: Unsupported ONNX data type: FLOAT4E2M1 (23)"
+        return "INVALID_NODE", text, "onnxOpImporters.cpp", "importer", 1901
     if node.operator not in ("QuantizeLinear", "DequantizeLinear"):
         return None
     if len(node.inputs) > 2 and node.inputs[2]:

@@ -208,6 +208,14 @@ def test_weakly_typed_quantized_networks_want_their_flag():
         assert Built(trt, quantized_net(), strong=False, flags=["INT8"]).plan is not None
 
 
+@pytest.mark.parametrize(("sm", "built"), [("8.7", False), ("8.9", True), ("11.0", True)])
+def test_fp8_wants_a_gpu_that_has_it(sm, built):
+    with installed("10.13", sm=sm) as trt:
+        eight = Built(trt, quantized_net(TensorProto.FLOAT8E4M3FN))
+    assert (eight.plan is not None) == built
+    assert built or "require hardware with FP8 support" in eight.errors
+
+
 FAULTS: dict[str, Callable[[Built], bool]] = {
     "build-none": lambda built: built.plan is None and "Could not find any implementation" in built.errors,
     "strong-refused": lambda built: built.plan is None and "Could not find any implementation" in built.errors,
