@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from vlaopt import backends
 from vlaopt.artifact.graph import Graph
 from vlaopt.backends import EngineOptions
-from vlaopt.backends.onnxruntime import FILE, PROVIDER, gpu, inference_session, plain_options
+from vlaopt.backends.onnxruntime import FILE, PROVIDER, driver, gpu, inference_session, plain_options
 from vlaopt.backends.onnxruntime.kernels import Kernel
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 
@@ -43,12 +45,13 @@ def test_a_build_for_the_cpu_alone_is_told_with_what_to_install(name: str) -> No
     backend = backends.get(name)
     if backend.missing() is None:
         pytest.skip("onnxruntime-gpu is installed")
-    assert "the onnxruntime installed here is built without" in str(backend.missing())
-    assert "onnxruntime-gpu[cuda,cudnn]" in str(backend.missing())
+    assert re.fullmatch(
+        r"this onnxruntime has no \w+ExecutionProvider: pip install 'vlaopt\[gpu\]'", str(backend.missing())
+    )
     assert backend.runnable() == backend.missing()
-    with pytest.raises(EnvironmentProblem, match=f"{name} cannot build here: the onnxruntime installed"):
+    with pytest.raises(EnvironmentProblem, match=f"{name} cannot build here: this onnxruntime has no"):
         backend.build(Graph(b""), EngineOptions())
-    with pytest.raises(EnvironmentProblem, match=f"a {name} engine cannot run here: the onnxruntime installed"):
+    with pytest.raises(EnvironmentProblem, match=f"a {name} engine cannot run here: this onnxruntime has no"):
         backend.open({FILE: b""}, EngineOptions())
 
 
@@ -56,10 +59,34 @@ def test_without_a_driver_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tm
     for library in gpu._LIBRARIES.values():
         (tmp_path / library).touch()
     monkeypatch.setattr(gpu, "_libraries", lambda: tmp_path)
-    monkeypatch.setattr(gpu, "_DRIVER", "libcuda-of-nobody.so.1")
+    monkeypatch.setattr(driver, "LIBRARY", "libcuda-of-nobody.so.1")
     backend = backends.get("onnxruntime-cuda")
     assert backend.missing() is None
     assert backend.runnable() == "no NVIDIA driver: libcuda-of-nobody.so.1 cannot be loaded"
+    assert backend.machine() == {}
+
+
+def test_the_driver_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def put(value: int) -> Any:
+        return lambda place, *arguments: setattr(place._obj, "value", value) or 0
+
+    def name(place: Any, longest: int, index: Any) -> int:
+        place.value = b"NVIDIA L4"
+        return 0
+
+    library = SimpleNamespace(
+        cuInit=lambda flags: 0,
+        cuDeviceGetCount=put(1),
+        cuDeviceGet=put(0),
+        cuDeviceGetName=name,
+        cuDeviceGetAttribute=lambda place, attribute, index: put({75: 8, 76: 9}[attribute])(place),
+    )
+    monkeypatch.setattr("ctypes.CDLL", lambda path: library)
+    assert gpu.CUDA_BACKEND.machine() == {"gpu": "NVIDIA L4", "sm": "8.9"}
+    library.cuDeviceGetCount = put(0)
+    assert driver.problem() == "the NVIDIA driver sees no GPU"
+    library.cuInit = lambda flags: 100
+    assert driver.problem() == "no usable NVIDIA driver: it answers error 100"
 
 
 def test_onnx_runtimes_own_fallback_to_the_cpu_is_an_error(
@@ -73,7 +100,7 @@ def test_onnx_runtimes_own_fallback_to_the_cpu_is_an_error(
     ) as caught:
         backends.get("onnxruntime-cuda").open({FILE: graphs["conv"]}, EngineOptions())
     assert "fallback to CPU EP has been explicitly disabled" in str(caught.value.__cause__)
-    assert "onnxruntime-gpu" in str(caught.value.hint)
+    assert "vlaopt[gpu]" in str(caught.value.hint)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
@@ -112,22 +139,28 @@ def test_tensorrt_that_takes_nothing_is_no_engine(runs: Any, graphs: dict[str, b
 
 def test_tensorrt_is_told_nothing_of_precision_and_keeps_plans_by_graph(tmp_path: Path) -> None:
     backend = gpu.TENSORRT_BACKEND
-    options = EngineOptions(cache=tmp_path, settings={"optimization_level": 5, "workspace_mib": 2})
+    options = EngineOptions(cache=tmp_path, settings={"optimization_level": 5, "workspace_mib": 64})
     told = backend._provider_options(gpu.TENSORRT, Graph(b"a"), options)
     assert not {name for name in told if "fp16" in name or "int8" in name or "bf16" in name or "force" in name}
     assert told["trt_builder_optimization_level"] == 5
-    assert told["trt_max_workspace_size"] == 2 << 20
+    assert told["trt_max_workspace_size"] == 64 << 20
     assert Path(told["trt_engine_cache_path"]).parent == Path(told["trt_timing_cache_path"])
     other = backend._provider_options(gpu.TENSORRT, Graph(b"b"), options)
     assert other["trt_engine_cache_path"] != told["trt_engine_cache_path"]
     assert "trt_engine_cache_enable" not in backend._provider_options(gpu.TENSORRT, Graph(b"a"), EngineOptions())
-    assert backend._provider_options(gpu.CUDA, Graph(b"a"), options) == {"device_id": 0}
+    assert backend._provider_options(gpu.CUDA, Graph(b"a"), options)["cudnn_conv_use_max_workspace"] == "0"
+    assert backend._provider_options(gpu.CUDA, Graph(b"a"), EngineOptions())["cudnn_conv_use_max_workspace"] == "1"
 
 
 @pytest.mark.parametrize(("name", "value"), [("optimization_level", "high"), ("workspace_mib", -1)])
 def test_a_setting_of_the_wrong_kind_is_refused(name: str, value: Any, graphs: dict[str, bytes]) -> None:
     with pytest.raises(InputError, match=f"setting '{name}' is a number from 0 on"):
         backends.get("onnxruntime-tensorrt").build(Graph(graphs["conv"]), EngineOptions(settings={name: value}))
+
+
+def test_a_bound_that_cudnn_cannot_keep_is_refused(graphs: dict[str, bytes]) -> None:
+    with pytest.raises(InputError, match="onnxruntime-cuda cannot keep to 31 MiB, only to 32"):
+        backends.get("onnxruntime-cuda").build(Graph(graphs["conv"]), EngineOptions(settings={"workspace_mib": 31}))
 
 
 def test_a_session_on_a_device_agrees_with_the_cpu(graphs: dict[str, bytes]) -> None:

@@ -7,10 +7,9 @@ import ctypes
 import importlib.util
 import io
 import json
-import sys
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from vlaopt.backends import (
     graph_of,
     scratch_folder,
 )
-from vlaopt.backends.onnxruntime import FILE, filler, inference_session, plain_options, port_of, reason_of
+from vlaopt.backends.onnxruntime import FILE, driver, filler, inference_session, plain_options, port_of, reason_of
 from vlaopt.backends.onnxruntime.kernels import Kernel, engine_of, kernels_of
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.optional import installed_version, require
@@ -38,8 +37,9 @@ CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 _LIBRARIES = {CUDA: "libonnxruntime_providers_cuda.so", TENSORRT: "libonnxruntime_providers_tensorrt.so"}
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
-_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-_HINT = "pip uninstall onnxruntime; pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'"
+_HINT = "pip install 'vlaopt[gpu]', then as README says, for it holds the same module as onnxruntime"
+_CUDNN_BOUND_MIB = 32
+"""What cuDNN's convolutions are bound to, where they may not take all that they can use."""
 _NAMED = 6
 """Nodes that a message names."""
 
@@ -53,7 +53,7 @@ class GpuBackend:
 
     name: str
     providers: tuple[str, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any]
     placement: Placement = "tensorrt"
     native: bool = False
     timed: bool = True
@@ -61,9 +61,9 @@ class GpuBackend:
     def missing(self) -> str | None:
         folder = _libraries()
         if folder is None:
-            return f"onnxruntime is not installed: {_HINT}"
+            return "onnxruntime is not installed: pip install 'vlaopt[gpu]'"
         absent = [provider for provider in self.providers if not (folder / _LIBRARIES[provider]).is_file()]
-        return f"the onnxruntime installed here is built without {absent[0]}: {_HINT}" if absent else None
+        return f"this onnxruntime has no {absent[0]}: pip install 'vlaopt[gpu]'" if absent else None
 
     def version(self) -> str:
         found = next(filter(None, map(installed_version, _DISTRIBUTIONS)), None)
@@ -72,10 +72,10 @@ class GpuBackend:
         return found
 
     def runnable(self) -> str | None:
-        return self.missing() or _driver_problem()
+        return self.missing() or driver.problem()
 
     def machine(self) -> Mapping[str, str]:
-        return {}
+        return driver.device() if driver.problem() is None else {}
 
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """The graph as given, and what one profiled run of it tells: kernels by provider, matrix layers by precision.
@@ -122,6 +122,8 @@ class GpuBackend:
         for name, value in settings.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise InputError(f"{self.name} setting {name!r} is a number from 0 on, not {value!r}")
+        if 0 < settings["workspace_mib"] < _CUDNN_BOUND_MIB:
+            raise InputError(f"{self.name} cannot keep to {settings['workspace_mib']} MiB, only to {_CUDNN_BOUND_MIB}")
         return settings
 
     def _session(self, graph: Graph, chosen: Any, options: EngineOptions) -> Any:
@@ -140,9 +142,9 @@ class GpuBackend:
 
     def _provider_options(self, provider: str, graph: Graph, options: EngineOptions) -> dict[str, Any]:
         """Of precision nothing: it is the graph's. A timing cache of another GPU is never forced."""
-        if provider != TENSORRT:
-            return {"device_id": 0}
         settings = self._settings(options)
+        if provider == CUDA:
+            return {"device_id": 0, "cudnn_conv_use_max_workspace": "0" if settings["workspace_mib"] else "1"}
         chosen: dict[str, Any] = {"device_id": 0, "trt_builder_optimization_level": settings["optimization_level"]}
         if settings["workspace_mib"]:
             chosen["trt_max_workspace_size"] = settings["workspace_mib"] << 20
@@ -222,7 +224,7 @@ class DeviceSession:
         return contiguous
 
 
-CUDA_BACKEND = GpuBackend("onnxruntime-cuda", (CUDA,))
+CUDA_BACKEND = GpuBackend("onnxruntime-cuda", (CUDA,), {"workspace_mib": 0})
 TENSORRT_BACKEND = GpuBackend("onnxruntime-tensorrt", (TENSORRT, CUDA), {"optimization_level": 3, "workspace_mib": 0})
 
 
@@ -230,18 +232,6 @@ def _libraries() -> Path | None:
     """The folder of ONNX Runtime's libraries, found without importing it; None where it is not installed."""
     spec = importlib.util.find_spec("onnxruntime")
     return Path(spec.origin).parent / "capi" if spec and spec.origin else None
-
-
-def _driver_problem() -> str | None:
-    """None when an NVIDIA driver with a visible GPU answers, else the reason in one line."""
-    try:
-        driver = ctypes.CDLL(_DRIVER)
-    except OSError:
-        return f"no NVIDIA driver: {_DRIVER} cannot be loaded"
-    count = ctypes.c_int()
-    if code := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return f"no usable NVIDIA driver: it answers error {code}"
-    return None if count.value else "the NVIDIA driver sees no GPU"
 
 
 def _preload() -> None:

@@ -52,7 +52,7 @@ class TrtexecBackend:
     timed: bool = False
 
     def missing(self) -> str | None:
-        return None if program.find() else f"trtexec is not found: {program.HINT}"
+        return None if program.find() else f"trtexec is not found; {program.PROGRAM} may name it"
 
     def version(self) -> str:
         """Such as '10.13.3.9'; three parts before 10.4, which tells no build."""

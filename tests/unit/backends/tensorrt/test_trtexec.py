@@ -336,10 +336,11 @@ def test_an_output_that_its_files_cannot_hold_is_refused(name: str, dtype: int, 
 
 def test_without_the_program_the_reason_names_what_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(program_of.PROGRAM, str(tmp_path / "absent"))
-    assert "trtexec is not found: JetPack's package libnvinfer-bin brings it" in str(BACKEND.missing())
+    assert BACKEND.missing() == "trtexec is not found; VLAOPT_TRTEXEC may name it"
     assert BACKEND.runnable() == BACKEND.missing()
-    with pytest.raises(EnvironmentProblem, match="trtexec is not found"):
+    with pytest.raises(EnvironmentProblem, match="trtexec is not found") as caught:
         BACKEND.version()
+    assert "JetPack's package libnvinfer-bin brings it" in str(caught.value.hint)
 
 
 def test_without_a_gpu_it_does_not_run(program: Program, graphs: dict[str, bytes]) -> None:
