@@ -21,7 +21,7 @@ PIPED_WIDTH = 120
 
 
 def doctor(
-    artifact: Annotated[Path | None, typer.Argument(metavar="[ARTIFACT]", help="An artifact directory.")] = None,
+    artifact: Annotated[Path | None, typer.Argument(metavar="ARTIFACT", help="An artifact directory.")] = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="T", help="A name from `vlaopt target ls`, or a file.")
     ] = None,

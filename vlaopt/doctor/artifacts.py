@@ -10,8 +10,8 @@ from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.manifest import PLAN_PATH, Manifest, data_path
 from vlaopt.backends.audit import planned_precisions
 from vlaopt.doctor.checks import Check, Verdict, blocked
-from vlaopt.doctor.loading import check_loading, state_of
-from vlaopt.doctor.probe import State
+from vlaopt.doctor.loading import check_loading
+from vlaopt.doctor.probe import State, state_of
 from vlaopt.doctor.targets import check_target, notes, sm_here
 from vlaopt.errors import InputError
 from vlaopt.machine import Machine
@@ -84,7 +84,7 @@ def judge(
     about = f"{manifest.name} {manifest.version} for {manifest.target}"
     building = check_building(target, wanted, machine, states) if target else ()
     builds = target is not None and not blocked(building, "finish")
-    told = notes(target, machine) if target else ()
+    told = notes(target, machine, states) if target else ()
     if manifest.engine is not None:
         anew = _rebuild(manifest) if builds and not blocked(building, "run") else None
         loading = check_loading(manifest.engine, target, machine, states, mend=anew)

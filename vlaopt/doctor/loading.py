@@ -7,19 +7,13 @@ from collections.abc import Mapping
 from vlaopt.artifact.manifest import EngineEntry
 from vlaopt.backends import misfits
 from vlaopt.doctor.checks import Check
-from vlaopt.doctor.probe import State
+from vlaopt.doctor.probe import State, state_of
 from vlaopt.doctor.targets import check_target
 from vlaopt.machine import Machine
 from vlaopt.target import Target
 
 _OF_TARGET = ("architecture", "CPU features", "backend", "GPU")
 _MIB = 1 << 20
-
-
-def state_of(name: str, states: Mapping[str, State]) -> State:
-    """The state of a backend, also of one that nobody here knows."""
-    unknown = "not in this vlaopt"
-    return states.get(name) or State(name=name, missing=unknown, problem=unknown)
 
 
 def check_loading(

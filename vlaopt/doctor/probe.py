@@ -5,7 +5,7 @@ They are asked in a process of their own: a library that is broken may end the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -20,7 +20,8 @@ T = TypeVar("T")
 class State(BaseModel):
     """One backend here. `missing` is why it cannot build, `problem` why its engines cannot run; None: it can.
 
-    `machine` is what engines may need of it, by the names of `Engine.needs`.
+    `machine` is what engines may need of it, by the names of `Engine.needs`. One that is not `timed` gives actions
+    alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,11 +31,7 @@ class State(BaseModel):
     missing: str | None = None
     problem: str | None = None
     machine: dict[str, str] = {}
-
-    @property
-    def has_tensorrt(self) -> str | None:
-        """The version of classic TensorRT that it drives."""
-        return self.machine.get("tensorrt")
+    timed: bool = True
 
 
 def probe_all(names: Iterable[str] | None = None) -> dict[str, State]:
@@ -62,6 +59,12 @@ def _probe_these(tell: Callable[[State], None], names: list[str]) -> None:
         tell(probe(name))
 
 
+def state_of(name: str, states: Mapping[str, State]) -> State:
+    """The state of a backend, also of one that nobody here knows."""
+    unknown = "not in this vlaopt"
+    return states.get(name) or State(name=name, missing=unknown, problem=unknown)
+
+
 def probe(name: str) -> State:
     """The state of one backend. One that fails at the question is one that cannot be used, with its failure said."""
     try:
@@ -74,7 +77,10 @@ def probe(name: str) -> State:
     problem, trouble = _asked(library.runnable)
     version, _ = _asked(library.version)
     machine, _ = _asked(lambda: _machine(library))
-    return State(name=name, version=version, problem=trouble or problem, machine=machine or {})
+    timed, _ = _asked(lambda: library.timed)
+    return State(
+        name=name, version=version, problem=trouble or problem, machine=machine or {}, timed=timed is not False
+    )
 
 
 def _machine(library: Backend) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from vlaopt.doctor.checks import Check, Verdict, blocked
-from vlaopt.doctor.probe import State
+from vlaopt.doctor.probe import State, state_of
 from vlaopt.machine import Machine
 from vlaopt.machine.packages import numbers
 from vlaopt.target import Target
@@ -18,11 +18,10 @@ KEPT_BACK = 0.88
 An Orin Nano with 8192 MiB counts 7620, an AGX Orin with 65536 counts 62841, a Thor with 131072 counts 125772.
 """
 
-DRIVE_TENSORRT = ("tensorrt", "trtexec", "onnxruntime-tensorrt")
-"""Backends whose engines are of classic TensorRT."""
-
 BRINGS = {
     "onnxruntime": "pip install onnxruntime",
+    "onnxruntime-cuda": "pip install 'vlaopt[gpu]'",
+    "onnxruntime-tensorrt": "pip install 'vlaopt[gpu]'",
     "openvino": "pip install 'vlaopt[cpu]'",
     "tensorrt": "pip install 'vlaopt[tensorrt]'",
     "tensorrt-rtx": "pip install 'vlaopt[rtx]'",
@@ -77,17 +76,22 @@ def judge(target: Target, machine: Machine, states: Mapping[str, State]) -> Verd
         will=found.runs,
         sentence=SENTENCES[found.finishes, found.runs],
         checks=found.checks,
-        notes=notes(target, machine) if found.runs else (),
+        notes=notes(target, machine, states) if found.runs else (),
     )
 
 
-def notes(target: Target, machine: Machine) -> tuple[str, ...]:
+def notes(target: Target, machine: Machine, states: Mapping[str, State]) -> tuple[str, ...]:
     """What decides nothing but should be known before a measurement."""
-    if not machine.power_mode or not target.power_modes or machine.power_mode == target.power_modes[-1]:
-        return ()
-    highest = target.power_modes[-1]
-    mode = next((f" -m {number}" for number, name in machine.power_modes.items() if name == highest), "")
-    return (f"the power mode is {machine.power_mode}; the highest is {highest}: sudo nvpmodel{mode}",)
+    found = []
+    working = [state for state in (state_of(name, states) for name in target.backends) if state.problem is None]
+    if working and not any(state.timed for state in working):
+        names = " and ".join(state.name for state in working)
+        found.append(f"{names} gives actions alone: nothing can be measured without another of the target's backends")
+    if machine.power_mode and target.power_modes and machine.power_mode != target.power_modes[-1]:
+        highest = target.power_modes[-1]
+        mode = next((f" -m {number}" for number, name in machine.power_modes.items() if name == highest), "")
+        found.append(f"the power mode is {machine.power_mode}; the highest is {highest}: sudo nvpmodel{mode}")
+    return tuple(found)
 
 
 def check_target(
@@ -143,18 +147,18 @@ def _architecture(target: Target, machine: Machine) -> Check:
 
 def _library(target: Target, machine: Machine, states: Mapping[str, State], names: Sequence[str]) -> Check:
     """One of the backends is installed and, where it needs no GPU, runs."""
-    known = [states[name] for name in names if name in states]
-    faults = {state.name: state.missing or (state.problem if target.kind == "cpu" else None) for state in known}
-    here = [state for state in known if faults[state.name] is None]
-    reasons = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-    mend = None if here else _brings(target, machine, names)
+    asked = [state_of(name, states) for name in names]
+    faults = [state.missing or (state.problem if target.kind == "cpu" else None) for state in asked]
+    here = [state for state, fault in zip(asked, faults, strict=True) if fault is None]
+    others = f"; no {' or '.join(names[1:])} either" if names[1:] else ""
+    needed = ", ".join(names[:-1]) + " or " + names[-1] if names[1:] else names[0]
     return Check(
         what="backend",
-        have=", ".join(f"{state.name} {state.version or ''}".strip() for state in here) or reasons or "none known",
-        need=" or ".join(names),
+        have=", ".join(f"{state.name} {state.version or ''}".strip() for state in here) or f"{faults[0]}{others}",
+        need=needed,
         holds=bool(here),
-        mend=mend,
-        brief=None if here else f"backend: none; needed: {' or '.join(names)}",
+        mend=None if here else _brings(target, machine, names),
+        brief=None if here else f"backend: none; needed: {needed}",
     )
 
 
@@ -192,7 +196,7 @@ def _gpu(target: Target, machine: Machine, states: Mapping[str, State], names: S
 
 def _driver(target: Target, machine: Machine, states: Mapping[str, State], names: Sequence[str]) -> Check:
     """One of the installed backends finds what it needs to run; and the target's driver, where it names one."""
-    installed = [states[name] for name in names if name in states and states[name].missing is None]
+    installed = [state for state in (state_of(name, states) for name in names) if state.missing is None]
     version = machine.driver.version
     problem = next((state.problem for state in installed if state.problem), None)
     works = any(state.problem is None for state in installed)
@@ -211,23 +215,21 @@ def _driver(target: Target, machine: Machine, states: Mapping[str, State], names
 
 
 def _tensorrt(target: Target, machine: Machine, states: Mapping[str, State], names: Sequence[str]) -> Check:
-    """Its version lies in the target's range; no matter where another backend of the target works."""
-    told = (states[name].has_tensorrt for name in names if name in states)
-    version = next(filter(None, told), None) or machine.tensorrt.python or machine.tensorrt.system
-    fits = bool(version) and target.takes_tensorrt(version or "")
-    others = [states[name] for name in names if name in states and name not in DRIVE_TENSORRT]
-    spared = not fits and any(state.problem is None for state in others)
-    mend = None
-    if not fits and target.kind == "jetson":
-        mend = f"install JetPack {target.jetpack}, which brings it" if target.jetpack else None
-    elif not fits:
-        mend = f"pip install 'tensorrt{target.tensorrt}'"
+    """A backend drives one of the target's range; no matter where one that works drives none."""
+    asked = [state_of(name, states) for name in names]
+    told = [state.machine["tensorrt"] for state in asked if "tensorrt" in state.machine]
+    found = [*told, *filter(None, (machine.tensorrt.python, machine.tensorrt.system))]
+    fitting = next((version for version in told or found if target.takes_tensorrt(version)), None)
+    spared = any(state.problem is None and "tensorrt" not in state.machine for state in asked)
+    mend = f"pip install 'tensorrt{target.tensorrt}'"
+    if target.kind == "jetson":
+        mend = f"install JetPack {target.jetpack or 'of the target'}, which brings it"
     return Check(
         what="TensorRT",
-        have=version or "none found",
+        have=fitting or next(iter(found), "none found"),
         need=str(target.tensorrt),
-        holds=None if spared else fits,
-        mend=mend,
+        holds=True if fitting else None if spared else False,
+        mend=None if fitting else mend,
     )
 
 

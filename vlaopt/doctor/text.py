@@ -135,8 +135,8 @@ def _targets(targets: Sequence[TargetState], width: int) -> list[str]:
 def _check(check: Check, name: int, width: int) -> list[str]:
     head = f"{_INDENT}{_mark(check.holds)} {check.what:<{name}}  "
     if check.holds:
-        told = check.have if check.have == check.need else f"{check.have} (need {check.need})"
-        return _hanging(head, told, width)
+        told = f"{head}{check.have} (need {check.need})"
+        return [told] if check.have != check.need and len(told) <= width else _hanging(head, check.have, width)
     rows = [("have", check.have), ("need", check.need), *([("mend", check.mend)] if check.mend else [])]
     blank = " " * len(head)
     return [

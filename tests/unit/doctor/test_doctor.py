@@ -21,7 +21,7 @@ from vlaopt.machine import Machine
 from vlaopt.target import Target, load_target
 
 NOTHING = Wanted()
-PLAN = {"tensorrt": "10.3.0.30", "sm": "8.7", "gpu": "Orin", "os": "linux-aarch64"}
+PLAN = {"tensorrt": "10.3.0", "sm": "8.7", "gpu": "Orin", "os": "linux-aarch64"}
 
 
 def check(verdict: Verdict, what: str) -> Check:
@@ -155,17 +155,32 @@ def test_a_tensorrt_outside_the_targets_range_is_mended_by_jetpack() -> None:
 def test_the_range_of_tensorrt_binds_no_other_backend() -> None:
     taken = sample("h200-server")
     both = target("x86-gpu", backends=("tensorrt", "onnxruntime-cuda"), tensorrt=">=12")
-    states = {**taken.states, "onnxruntime-cuda": State(name="onnxruntime-cuda", version="1.29.0")}
-    assert check(judge(both, taken.machine, taken.states), "TensorRT").holds is False
-    assert check(judge(both, taken.machine, states), "TensorRT").holds is None
-    assert judge(both, taken.machine, states).will
+    alone = {"tensorrt": taken.states["tensorrt"]}
+    assert check(judge(both, taken.machine, alone), "TensorRT").holds is False
+    assert check(judge(both, taken.machine, taken.states), "TensorRT").holds is None
+    assert judge(both, taken.machine, taken.states).will
+
+
+def test_any_backend_whose_tensorrt_fits_is_enough() -> None:
+    taken = sample("orin-jetpack7")
+    old = State(name="tensorrt", version="10.3.0", machine={"tensorrt": "10.3.0", "sm": "8.7"})
+    verdict = judge(target(tensorrt=">=10.16"), taken.machine, {**taken.states, "tensorrt": old})
+    assert (verdict.will, check(verdict, "TensorRT").have) == (True, "10.16.2")
+
+
+def test_a_machine_that_only_has_trtexec_is_ready_but_not_for_measuring() -> None:
+    taken = sample("orin-jetpack7")
+    verdict = judge(target(), taken.machine, {"trtexec": taken.states["trtexec"]})
+    assert verdict.will
+    assert verdict.notes[0].startswith("trtexec gives actions alone")
+    assert judge(target(), taken.machine, taken.states).notes == ()
 
 
 def test_a_cpu_backend_that_does_not_run_is_not_there() -> None:
     taken = sample("cpu-only")
     broken = {"onnxruntime": State(name="onnxruntime", version="1.29.0", problem="OSError: no libgomp")}
     verdict = judge(target("cpu-x86"), taken.machine, broken)
-    assert (verdict.will, check(verdict, "backend").have) == (False, "onnxruntime: OSError: no libgomp")
+    assert (verdict.will, check(verdict, "backend").have) == (False, "OSError: no libgomp; no openvino either")
 
 
 def test_tensorrt_in_the_system_alone_is_reached_by_a_virtual_environment() -> None:
