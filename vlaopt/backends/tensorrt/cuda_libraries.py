@@ -104,7 +104,8 @@ class CudaPython:
         return int(free)
 
     def stream(self) -> tuple[int, Free]:
-        stream = self._call("cudaStreamCreate")
+        # One that does not wait for the default stream: work there, such as torch's, would spoil a capture.
+        stream = self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
         return int(stream), lambda: self._runtime.cudaStreamDestroy(stream)
 
     def memory(self, size: int) -> tuple[int, Free]:

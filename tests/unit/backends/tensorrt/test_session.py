@@ -45,7 +45,9 @@ class Cuda:
         self.streams = 0
         self.copies: list[str] = []
 
-    def cudaStreamCreate(self):
+    cudaStreamNonBlocking = 1
+
+    def cudaStreamCreateWithFlags(self, flags):
         self.streams += 1
         return self.cudaError_t.cudaSuccess, 7
 
