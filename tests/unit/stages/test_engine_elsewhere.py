@@ -6,6 +6,9 @@ import platform
 
 import pytest
 
+from vlaopt import backends
+from vlaopt.errors import InputError
+from vlaopt.recipe.model import TensorRt
 from vlaopt.stages import engine
 from vlaopt.stages import get as stage
 from vlaopt.target import Target, load_target
@@ -39,3 +42,12 @@ def test_another_architecture_is_named_first(vnni: Target, monkeypatch: pytest.M
 
 def test_the_features_a_target_asks_for_are_part_of_the_key() -> None:
     assert "cpu_features" in stage("engine").target_values
+
+
+def test_what_a_target_sets_is_for_the_backends_that_know_it() -> None:
+    orin = load_target("jetson-orin")
+    asked = TensorRt(workspace_mib=orin.defaults["engine"]["tensorrt"]["workspace_mib"])
+    assert engine.settings_of(asked, backends.get("tensorrt"), orin)["workspace_mib"] == asked.workspace_mib
+    assert "workspace_mib" not in engine.settings_of(asked, backends.get("onnxruntime"), orin)
+    with pytest.raises(InputError, match="onnxruntime has no setting 'workspace_mib'"):
+        engine.settings_of(TensorRt(workspace_mib=77), backends.get("onnxruntime"), orin)

@@ -163,16 +163,20 @@ class _Workshops:
         options = EngineOptions(
             threads=0 if engine.threads == "auto" else engine.threads,
             compute_capabilities=tuple(target.compute_capabilities),
-            settings=settings_of(engine.tensorrt, library),
+            settings=settings_of(engine.tensorrt, library, target),
             cache=self.opened / name if self.opened and target.kind != "cpu" else None,
         )
         kept = self.unfinished or self.folder / "kept"
         return Workshop(self.source, library, options, self.folder / name, kept / name, self.progress)
 
 
-def settings_of(asked: TensorRt, library: Backend) -> dict[str, Any]:
-    """Those of the recipe's settings that the backend knows. Raises InputError for one that was set and it does not."""
-    values, usual = asked.model_dump(mode="json"), TensorRt().model_dump(mode="json")
+def settings_of(asked: TensorRt, library: Backend, target: Target) -> dict[str, Any]:
+    """Those of the recipe's settings that the backend knows. Raises InputError for one that was set and it does not.
+
+    What the target sets for those of its backends that know it, nobody asked this one for.
+    """
+    of_target = target.defaults.get("engine", {}).get("tensorrt", {})
+    values, usual = asked.model_dump(mode="json"), {**TensorRt().model_dump(mode="json"), **of_target}
     unknown = [key for key in values if key not in library.settings and values[key] != usual[key]]
     if unknown:
         raise InputError(
