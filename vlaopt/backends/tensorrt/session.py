@@ -250,9 +250,9 @@ class TensorRtSession:
                     )
         if any(self._shapes[name] != shape for name, shape in shapes.items()):
             self._set_shapes(shapes)
-            for port in self._outputs:
-                if np.prod(self._shapes[port.name]) > self.buffers[port.name].host.size:
-                    raise StageError(f"output {port.name!r} is larger than at the largest shapes of the profile")
+        for port in self._outputs:
+            if np.prod(self._shapes[port.name]) > self.buffers[port.name].host.size:
+                raise StageError(f"output {port.name!r} is larger than at the largest shapes of the profile")
 
     def _set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Tell the context the shapes of its dynamic inputs, and learn from it those of the outputs."""

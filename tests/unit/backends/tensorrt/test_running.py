@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -375,4 +376,14 @@ def test_pycuda_runs_all_of_it_but_graphs_and_says_so(lane: str, monkeypatch: py
         assert sessions["eye"].told == ("at once, without a CUDA graph: pycuda has no CUDA graphs: eye, flow × 4",)
         for session in sessions.values():
             session.close()
+        assert alive() == NOTHING
+
+
+def test_a_policy_that_nobody_has_any_more_leaves_nothing_on_the_device() -> None:
+    with installed("11.4"):
+        sessions = {"eye": opened(prefix()), "flow": opened(step())}
+        run_loop(flow_spec(), sessions, {"state": np.sqrt(FACTOR)}, NOISE)
+        assert alive()["executables"] == 1
+        sessions.clear()
+        gc.collect()
         assert alive() == NOTHING

@@ -341,8 +341,9 @@ def test_an_output_that_outgrows_its_buffer_is_refused_before_it_is_written():
     context = Context(cuda)
     opened = session(cuda, Engine(shape=(-1, 3)), context)
     context.get_tensor_shape = lambda name: (99, 3)
-    with pytest.raises(StageError, match="'y' is larger than at the largest shapes"):
-        opened.run(x(1, 2))
+    for _ in range(2):
+        with pytest.raises(StageError, match="'y' is larger than at the largest shapes"):
+            opened.run(x(1, 2))
     assert context.runs_seen == 0
 
 
