@@ -112,16 +112,33 @@ def test_a_session_that_took_the_cpu_in_silence_is_an_error(graphs: dict[str, by
 
 
 def test_a_provider_whose_libraries_are_not_here_is_told_with_the_loaders_reason(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    graphs: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """As onnxruntime-gpu without CUDA: it names the provider, logs why it does not load and goes on with the CPU."""
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [gpu.CUDA, PROVIDER])
     monkeypatch.setattr(gpu, "_libraries", lambda: tmp_path)
-    assert "libonnxruntime_providers_shared.so: cannot open shared object file" in str(gpu._why_not(gpu.CUDA))
+    monkeypatch.setattr(gpu.GpuBackend, "runnable", lambda self: None)
+    with pytest.raises(
+        EnvironmentProblem, match=r"CUDAExecutionProvider cannot be used: .*cannot open shared"
+    ) as caught:
+        backends.get("onnxruntime-cuda").open({FILE: graphs["conv"]}, EngineOptions())
+    assert "onnxruntime-gpu[cuda,cudnn]" in str(caught.value.hint)
 
 
 def test_a_kernel_on_the_cpu_fails_the_build_by_name(runs: Any, graphs: dict[str, bytes]) -> None:
     with pytest.raises(StageError, match=r"would run 1 of 2 kernels on CPUExecutionProvider: pool \(GlobalAverage"):
         runs("onnxruntime-cuda", ON_CUDA, ON_CPU).build(Graph(graphs["conv"]), EngineOptions())
+
+
+def test_what_ran_is_read_from_a_profiled_run(monkeypatch: pytest.MonkeyPatch, graphs: dict[str, bytes]) -> None:
+    """On the CPU, as if a provider had left it everything."""
+    monkeypatch.setattr(gpu.GpuBackend, "runnable", lambda self: None)
+    monkeypatch.setattr(
+        gpu.GpuBackend, "_session", lambda self, graph, chosen, options: inference_session(graph, chosen)
+    )
+    told = r"onnxruntime-cuda would run (\d+) of \1 kernels on CPUExecutionProvider: .*\(\w*Conv\)"
+    with pytest.raises(StageError, match=told):
+        backends.get("onnxruntime-cuda").build(Graph(graphs["conv"]), EngineOptions(threads=1))
 
 
 def test_an_engine_says_which_provider_ran_what(runs: Any, graphs: dict[str, bytes]) -> None:

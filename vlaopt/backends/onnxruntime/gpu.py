@@ -38,6 +38,7 @@ CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _LIBRARIES = {CUDA: "libonnxruntime_providers_cuda.so", TENSORRT: "libonnxruntime_providers_tensorrt.so"}
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
 _HINT = "pip install 'vlaopt[gpu]', then as README says, for it holds the same module as onnxruntime"
+_LIBRARIES_HINT = "onnxruntime-gpu[cuda,cudnn] brings CUDA's libraries; TensorRT's must be on LD_LIBRARY_PATH"
 _CUDNN_BOUND_MIB = 32
 """What cuDNN's convolutions are bound to, where they may not take all that they can use."""
 _NAMED = 6
@@ -136,8 +137,10 @@ class GpuBackend:
                 return inference_session(graph, chosen, providers)
         except (StageError, EnvironmentProblem) as error:
             for provider in self.providers:
-                if reason := _why_not(provider):
+                if reason := _not_offered(provider):
                     raise EnvironmentProblem(f"{provider} cannot be used: {reason}", hint=_HINT) from error
+                if reason := _not_loaded(provider):
+                    raise EnvironmentProblem(f"{provider} cannot be used: {reason}", hint=_LIBRARIES_HINT) from error
             raise
 
     def _provider_options(self, provider: str, graph: Graph, options: EngineOptions) -> dict[str, Any]:
@@ -242,14 +245,16 @@ def _preload() -> None:
             preload()
 
 
-def _why_not(provider: str) -> str | None:
-    """Why ONNX Runtime does not offer a provider, or None where it does."""
-    ort = require("onnxruntime", "gpu")
-    available: Sequence[str] = ort.get_available_providers()
-    if provider not in available:
-        return f"this onnxruntime has {', '.join(available)}"
+def _not_offered(provider: str) -> str | None:
+    """What ONNX Runtime has in place of a provider, or None where it has it."""
+    available: Sequence[str] = require("onnxruntime", "gpu").get_available_providers()
+    return None if provider in available else f"this onnxruntime has {', '.join(available)}"
+
+
+def _not_loaded(provider: str) -> str | None:
+    """Why a provider's library cannot be loaded, which ONNX Runtime only logs, or None where it can."""
     folder = _libraries() or Path()
-    try:  # as ONNX Runtime does, which only logs why it fails
+    try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / _LIBRARIES[provider]))
     except OSError as error:
