@@ -197,10 +197,12 @@ class Surface:
         label = f"{kind}.{name}"
         if name == "__init__" and not signatures:
             return _no_constructor
-        forms = [signature.parse(text) for text in signatures]
-        static = bool(forms) and not any(form.bound for form in forms)
+        static = not any(text.startswith(f"{name}(self") for text in signatures)
+        forms: list[signature.Form] = []
 
         def call(self: Any, *arguments: Any, **named: Any) -> Any:
+            if not forms:  # here, because few of the thousands of signatures are ever needed
+                forms.extend(map(signature.parse, signatures))
             given = signature.bind(label, forms, arguments, named, surface.resolve)
             if name == "__init__":
                 self.__dict__["_made"] = True
