@@ -72,3 +72,11 @@ def test_it_benches_the_artifact(robot: Path, small_build: SmallBuild, tmp_path:
 def test_it_lists_the_targets_it_was_shipped_with(robot: Path, tmp_path: Path) -> None:
     done = run(robot, "target", "ls", "--json", store=tmp_path)
     assert {target["name"] for target in json.loads(done.stdout)} >= {"cpu-x86", "jetson-orin", "x86-rtx"}
+
+
+def test_it_says_whether_it_is_ready(robot: Path, small_build: SmallBuild, tmp_path: Path) -> None:
+    done = run(robot, "doctor", str(small_build.result.artifact.path), "--json", store=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["verdict"]["sentence"] == "its engine loads here"
+    assert {"torch", "onnx"}.isdisjoint(told["machine"]["libraries"])
