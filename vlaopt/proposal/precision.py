@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from vlaopt.artifact.policy_spec import PolicySpec
 from vlaopt.proposal.anatomy import Anatomy
@@ -53,10 +53,11 @@ def rules_of(spec: PolicySpec, components: Sequence[Anatomy], target: Target) ->
     paths = [f"{component.name}.{layer}" for component in components for layer in component.layers]
     halves = scheme_of(target) == "fp16"
     eight = next((scheme for scheme in ("fp8", "int8") if scheme in target.precisions), None)
-    proposed = [*_in_eight_bits(spec, components, eight)] if halves and eight else []
     # Attention within a loop has FP16 there without a rule, which is what research proposes for it.
     habits = (_TIME, _ENDS) if halves else (_TIME, _ATTENTION, _ENDS)
     kept = [Rule(scope, "fp32", why) for scope, why in (*_by_habit(spec, components, habits), *_last(spec, components))]
+    free = {path for path in paths if not any(covers(rule.scope, path) for rule in kept)}
+    proposed = [*_in_eight_bits(spec, components, eight, free)] if halves and eight else []
     return (*_that_tell(proposed, paths), *_that_tell(kept, paths))
 
 
@@ -70,8 +71,13 @@ def _that_tell(rules: Sequence[Rule], paths: Sequence[str]) -> Iterator[Rule]:
         done |= covered
 
 
-def _in_eight_bits(spec: PolicySpec, components: Sequence[Anatomy], eight: str) -> Iterator[Rule]:
+def _in_eight_bits(
+    spec: PolicySpec, components: Sequence[Anatomy], eight: str, free: Collection[str]
+) -> Iterator[Rule]:
+    """Scopes of what is `free` to have 8 bits."""
     for component in components:
+        layers = tuple(layer for layer in component.layers if f"{component.name}.{layer}" in free)
+        component = replace(component, layers=layers)
         if component.name == spec.step():
             why = "feed-forward products within the loop: the rest of it stays in FP16, its errors add up"
             yield from (Rule(scope, eight, why) for scope in _scopes(component, _FEED_FORWARD))
