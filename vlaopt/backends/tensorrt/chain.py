@@ -54,9 +54,8 @@ class Chain:
                 session.forget()
                 for port in ports:
                     session.take(port.name, tensors[port.name], self._stream)
-            for loop in self._loops.values():
-                assert noise is not None
-                loop.start(noise)
+                if link.euler:
+                    self._start(link.euler.state, self._loops[link.name], noise)
             self._execute()
             return self._outcome()
 
@@ -77,6 +76,11 @@ class Chain:
         if euler:
             loop = self._loops[link.name] = session.whole_loop(self._stream, euler)
             given[euler.state] = loop.state
+
+    def _start(self, state: str, loop: WholeLoop, noise: np.ndarray | None) -> None:
+        given = np.asarray(noise, np.float32)
+        check_feeds([Port(state, "float32", loop.state.host.shape)], {state: given})
+        loop.start(given)
 
     def _execute(self) -> None:
         if self._graph:

@@ -125,6 +125,15 @@ def test_a_whole_loop_gives_what_its_steps_give_and_is_one_launch(lane: str, kin
     assert called.count("cuda.cudaGraphLaunch") == 2
 
 
+def test_noise_of_another_shape_is_refused_by_the_name_of_the_state() -> None:
+    with installed("11.4"):
+        session = opened(step())
+        with pytest.raises(InputError, match=r"input 'x' has shape \(1, 1, 3\), not \(1, 4, 3\)"):
+            session.chain((Link("flow", session, euler=EULER),), {"prefix": FACTOR}, NOISE[:, :1])
+        assert looped(session, FACTOR)["x"] == pytest.approx(by_hand(FACTOR), abs=1e-6)
+        session.close()
+
+
 def test_the_engine_that_updates_the_state_is_built_once_on_a_machine(tmp_path: Path) -> None:
     with installed("10.3", log=tmp_path / "calls"):
         options = EngineOptions(cache=tmp_path / "cache")
