@@ -28,6 +28,7 @@ STRANGE = Check(
     mend="--trust opens it, where you trust whoever built it",
     tasks=("run",),
 )
+MORE_MEMORY = "close what else needs memory (the desktop, other programs), or add swap"
 PORTABLE = "onnxruntime"
 """What runs portable graphs, on any machine."""
 
@@ -113,7 +114,7 @@ def check_building(
     """The checks of the target, with those backends, of the precisions of the plan, and of the memory to build in."""
     checks = check_target(target, machine, states, wanted.backends or None)
     checks += _precisions(wanted.precisions, machine, states)
-    return checks + _building_memory(wanted.memory_mib, machine) if target.kind != "cpu" else checks
+    return checks + _building_memory(wanted.memory_mib, target, machine)
 
 
 def _rebuild(manifest: Manifest) -> str:
@@ -123,20 +124,22 @@ def _rebuild(manifest: Manifest) -> str:
     return "vlaopt build RECIPE"
 
 
-def _building_memory(need: int, machine: Machine) -> tuple[Check, ...]:
-    free = machine.available_mib
-    if not need:
+def _building_memory(need: int, target: Target, machine: Machine) -> tuple[Check, ...]:
+    """Of the host, and of a GPU that has its own, as stage engine asks before it builds."""
+    if not need or target.kind == "cpu":
         return ()
-    short = free is not None and free < need
-    return (
+    own = machine.gpu.free_mib if machine.gpu else None
+    had = [("free memory", machine.available_mib), *([("free on the GPU", own)] if own is not None else [])]
+    return tuple(
         Check(
-            what="free memory",
+            what=what,
             have="not available" if free is None else f"{free} MiB",
             need=f"{need} MiB to build the largest component",
-            holds=None if free is None else not short,
-            mend="close what else needs memory (the desktop, other programs), or add swap" if short else None,
+            holds=None if free is None else free >= need,
+            mend=None if free is None or free >= need else MORE_MEMORY,
             tasks=("finish",),
-        ),
+        )
+        for what, free in had
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.conftest import Files, Publish
 from tests.unit.machine.sampled import sample
 from vlaopt import backends, isolated
 from vlaopt.artifact.manifest import EngineComponent, EngineEntry, Finish, Manifest
@@ -16,7 +17,7 @@ from vlaopt.doctor import artifacts as of_artifacts
 from vlaopt.doctor.artifacts import Wanted
 from vlaopt.doctor.checks import Check
 from vlaopt.doctor.probe import probe, probe_all
-from vlaopt.errors import EnvironmentProblem
+from vlaopt.errors import EnvironmentProblem, InputError
 from vlaopt.machine import Machine
 from vlaopt.target import Target, load_target
 
@@ -127,6 +128,9 @@ def test_memory_to_build_in_is_asked_before() -> None:
     found = check(judged(left, "orin-jetpack7", Wanted(memory_mib=4000)), "free memory")
     assert (found.holds, found.have) == (False, "3192 MiB")
     assert judged(left, "orin-jetpack7", Wanted(memory_mib=3000)).will
+    card = manifest(target="x86-rtx", finish=Finish(backend="tensorrt-rtx", command="vlaopt engine", reason="no GPU"))
+    small = judged(card, "x86-rtx4090", Wanted(backends=("tensorrt-rtx",), memory_mib=30000))
+    assert [found.what for found in small.checks if found.holds is False] == ["free on the GPU"]
 
 
 def test_native_code_of_another_machine_is_told_and_needs_trust() -> None:
@@ -276,3 +280,39 @@ def test_where_no_process_can_be_started_backends_are_asked_in_this_one(monkeypa
 
     monkeypatch.setattr(isolated, "run", run)
     assert probe_all(["onnxruntime"])["onnxruntime"].problem is None
+
+
+def test_an_engine_on_the_disk_is_judged_without_its_recipe(
+    publish: Publish, tiny_files: Files, tiny_engine: tuple[EngineEntry, Files], tmp_path: Path
+) -> None:
+    entry, files = tiny_engine
+    made = publish(tmp_path / "here", {**tiny_files, **files}, stage="engine", engine=entry)
+    taken = sample("cpu-only")
+    assert of_artifacts.judge_artifact(made, taken.machine, taken.states).sentence == "its engine loads here"
+
+
+def test_native_code_on_the_disk_that_was_not_built_here_is_not_read_and_told(
+    publish: Publish,
+    tiny_files: Files,
+    tiny_engine: tuple[EngineEntry, Files],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLAOPT_STORE", str(tmp_path / "store"))
+    entry, files = tiny_engine
+    native = entry.model_copy(update={"backend": "tensorrt"})
+    made = publish(tmp_path / "there", {**tiny_files, **files}, stage="engine", engine=native)
+    taken = sample("orin-jetpack6")
+    verdict = of_artifacts.judge_artifact(made, taken.machine, taken.states)
+    assert verdict.will
+    assert check(verdict, "built by").have == "another machine, as native code"
+
+
+def test_an_artifact_to_be_finished_without_a_sound_recipe_is_refused(
+    publish: Publish, tiny_files: Files, tmp_path: Path
+) -> None:
+    left = Finish(backend="tensorrt", command="vlaopt engine ARTIFACT", reason="no GPU")
+    made = publish(tmp_path / "left", tiny_files, stage="engine", unfinished=left)
+    taken = sample("orin-jetpack6")
+    with pytest.raises(InputError, match="recipe"):
+        of_artifacts.judge_artifact(made, taken.machine, taken.states)
