@@ -292,7 +292,7 @@ class Stream:
 
     @_call("cuStreamCreate")
     def __init__(self, flags: int = 0) -> None:
-        self._handle = DEVICE.make_stream()
+        self._handle = DEVICE.make_stream(blocking=flags == 0)
 
     @property
     def handle(self) -> int:

@@ -20,6 +20,7 @@ Work = Callable[[], None]
 SUCCESS, INVALID_VALUE, MEMORY, INSUFFICIENT_DRIVER, NO_DEVICE, INVALID_DEVICE = 0, 1, 2, 35, 100, 101
 INVALID_HANDLE, NOT_READY, ILLEGAL_ADDRESS = 400, 600, 700
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, CAPTURE_UNMATCHED, CAPTURE_IMPLICIT = 900, 901, 903, 906
+CAPTURE_WRONG_THREAD = 908
 GLOBAL_MODE, THREAD_MODE, RELAXED_MODE = 0, 1, 2
 
 _RUBBISH = 1 << 24  # bytes; the rest of a larger allocation costs no memory before it is used
@@ -36,6 +37,7 @@ class CudaError(Exception):
 @dataclass
 class Stream:
     handle: int
+    blocking: bool = True  # waits for the default stream, and that for it
     queue: list[Work] = field(default_factory=list)
     captured: list[Work] | None = None
     mode: int = GLOBAL_MODE
@@ -140,9 +142,9 @@ class Device:
             raise CudaError(INVALID_HANDLE)
         return self.streams[handle]
 
-    def make_stream(self) -> int:
+    def make_stream(self, *, blocking: bool = True) -> int:
         handle = self.new_handle()
-        self.streams[handle] = Stream(handle)
+        self.streams[handle] = Stream(handle, blocking)
         return handle
 
     def destroy_stream(self, handle: int) -> None:
@@ -159,10 +161,12 @@ class Device:
                 raise CudaError(CAPTURE_INVALIDATED)
             stream.captured.append(work)
         elif handle == 0:
-            if any(other.capturing for other in self.streams.values()):
-                self._spoil()
+            capturing = [other for other in self.streams.values() if other.capturing and other.blocking]
+            for other in capturing:
+                other.broken = True
+            if capturing:
                 raise CudaError(CAPTURE_IMPLICIT)
-            self.drain_all()
+            self._drain_blocking()
             work()
         else:
             stream.queue.append(work)
@@ -174,7 +178,7 @@ class Device:
             stream.broken = True
             raise CudaError(CAPTURE_UNSUPPORTED)
         if handle == 0:
-            self.drain_all()
+            self._drain_blocking()
         self.drain(stream)
         self.raise_sticky()
 
@@ -190,6 +194,12 @@ class Device:
     def drain_all(self) -> None:
         for stream in list(self.streams.values()):
             self.drain(stream)
+
+    def _drain_blocking(self) -> None:
+        """What work on the default stream waits for."""
+        for stream in list(self.streams.values()):
+            if stream.blocking:
+                self.drain(stream)
 
     def raise_sticky(self) -> None:
         if self.sticky:
@@ -224,6 +234,8 @@ class Device:
         stream = self.stream(handle)
         if stream.captured is None:
             raise CudaError(CAPTURE_UNMATCHED)
+        if stream.mode != RELAXED_MODE and stream.thread != threading.get_ident():
+            raise CudaError(CAPTURE_WRONG_THREAD)
         work, stream.captured = stream.captured, None
         if stream.broken:
             raise CudaError(CAPTURE_INVALIDATED)
@@ -245,10 +257,6 @@ class Device:
             raise CudaError(INVALID_VALUE)
         for work in self.executables[handle].work:
             self.enqueue(stream, work)
-
-    def _spoil(self) -> None:
-        for stream in self.streams.values():
-            stream.broken = stream.broken or stream.capturing
 
 
 DEVICE = Device()

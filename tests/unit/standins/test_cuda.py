@@ -195,6 +195,29 @@ def test_another_thread_may_allocate_beside_a_capture_of_this_thread(cuda):
     ok(cuda.cudaStreamEndCapture(stream))
 
 
+def test_the_default_stream_waits_for_blocking_streams_alone(cuda):
+    kinds = cuda.cudaMemcpyKind
+    for flags, waited in ((cuda.cudaStreamDefault, True), (cuda.cudaStreamNonBlocking, False)):
+        stream, address = ok(cuda.cudaStreamCreateWithFlags(flags)), ok(cuda.cudaMalloc(4))
+        value, back = np.ones(1, np.float32), np.zeros(1, np.float32)
+        ok(cuda.cudaMemcpyAsync(address, value.ctypes.data, 4, kinds.cudaMemcpyHostToDevice, stream))
+        ok(cuda.cudaMemcpy(back.ctypes.data, address, 4, kinds.cudaMemcpyDeviceToHost))
+        assert (back[0] == 1) == waited
+    ok(cuda.cudaDeviceSynchronize())
+    assert int(cuda.cudaStreamCreateWithFlags(7)[0]) == 1
+
+
+def test_a_capture_ends_in_the_thread_that_began_it(cuda):
+    stream = ok(cuda.cudaStreamCreate())
+    ok(cuda.cudaStreamBeginCapture(stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(cuda.cudaStreamEndCapture(stream)))
+    thread.start()
+    thread.join()
+    assert int(answers[0][0]) == 908
+    ok(cuda.cudaStreamEndCapture(stream))
+
+
 def test_other_misuse_of_captures(cuda):
     stream = ok(cuda.cudaStreamCreate())
     assert int(cuda.cudaStreamEndCapture(stream)[0]) == 903

@@ -11,12 +11,12 @@ import pytest
 from tests.standins import FOLDER, LANES, calls, installed
 
 
-@pytest.fixture(params=LANES)
+@pytest.fixture(params=LANES, scope="module")
 def lane(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trt(lane: str) -> Iterator[ModuleType]:
     with installed(lane) as module:
         yield module

@@ -35,6 +35,7 @@ class cudaError_t(IntEnum):
     cudaErrorStreamCaptureInvalidated = 901
     cudaErrorStreamCaptureUnmatched = 903
     cudaErrorStreamCaptureImplicit = 906
+    cudaErrorStreamCaptureWrongThread = 908
     cudaErrorUnknown = 999
 
 
@@ -90,6 +91,7 @@ _TEXTS = {
     901: b"operation failed due to a previous error during capture",
     903: b"capture was not ended in the same stream as it began",
     906: b"operation would make the legacy stream depend on a capturing blocking stream",
+    908: b"attempt to terminate a thread-local capture sequence from another thread",
     999: b"unknown error",
 }
 
@@ -317,7 +319,9 @@ def cudaStreamCreate() -> cudaStream_t:
 
 @_call(1)
 def cudaStreamCreateWithFlags(flags: int) -> cudaStream_t:
-    return cudaStream_t(DEVICE.make_stream())
+    if flags not in (cudaStreamDefault, cudaStreamNonBlocking):
+        raise CudaError(core.INVALID_VALUE)
+    return cudaStream_t(DEVICE.make_stream(blocking=flags == cudaStreamDefault))
 
 
 @_call()
