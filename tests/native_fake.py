@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,8 @@ VARIABLE = "NATIVE_FAKE"
 
 
 def told() -> dict[str, Any]:
-    """What a test set: `log`, `machine`; `refuse` (build, open); `die_at_build` (which), `die_at` (open), `signal`."""
+    """What a test set: `log`; `machine`, facts to give; `refuse`, what to refuse; `die_at_build` or `kill_at_build`, at
+    which build this process or its parent dies; `die_at`, where else; `signal`, of what."""
     return json.loads(os.environ.get(VARIABLE, "{}"))
 
 
@@ -44,11 +46,14 @@ class NativeFake(onnxruntime.OnnxRuntimeBackend):
             options.advance("Compiling", 1, 2)
         if count == told().get("die_at_build"):
             die()
+        if count == told().get("kill_at_build"):
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)  # the kernel ends this process with its parent
         if told().get("refuse") == "build":
             raise EnvironmentProblem("no room to build")
-        return replace(
-            super().build(graph, replace(options, settings={})), needs={"sm": "8.7"}, facts={"process": os.getpid()}
-        )
+        engine = super().build(graph, replace(options, settings={}))
+        counts = {"int8": 2}  # what tests/board.py plans; on a CPU the audit of this graph would find less
+        return replace(engine, precisions=counts, layers={}, needs={"sm": "8.7"}, facts={"process": os.getpid()})
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
         note("open")

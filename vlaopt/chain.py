@@ -196,7 +196,7 @@ def finish_here(artifact: Artifact, *, store: Store, progress: Progress) -> Arti
             raise EnvironmentProblem(
                 f"the engine for {recipe.target.name} cannot be built here: {draft.finish.reason}",
                 where=str(artifact.path),
-                hint=f"run it on its target: {draft.finish.command}",
+                hint=f"run it on its target: {draft.finish.command}; `vlaopt doctor ARTIFACT` says what is missing",
             )
         step = Step(stage=stage.name, stage_version=stage.version, key=key, took=parts["input"])
         fields = artifact.manifest.model_dump(include={"name", "version", "target", "recipe"})

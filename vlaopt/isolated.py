@@ -38,14 +38,18 @@ class ChildTraceback(Exception):
 
 
 def run(
-    function: Callable[..., Result], *arguments: Any, what: str, told: Callable[..., object] | None = None
+    function: Callable[..., Result],
+    *arguments: Any,
+    what: str,
+    told: Callable[..., object] | None = None,
+    hint: str | None = None,
 ) -> Result:
     """`function(tell, *arguments)` in a new process; gives what it returns and raises what it raises.
 
     `function` is one of a module, arguments and result can be pickled; large ones belong into files. What it passes to
-    `tell` goes to `told` here while it runs. `what` says in errors what was done, such as "building head". Raises
-    StageError when the process dies, with the last lines it wrote. It never outlives this call or this process, and
-    its temporary files go with it.
+    `tell` goes to `told` here while it runs. `what` says in errors what ran, such as "the builder", and `hint` what
+    helps when that dies. Raises StageError when the process dies, with the last lines it wrote. It never outlives this
+    call or this process, and its temporary files go with it.
     """
     with _started(what) as (process, connection, log):
         try:
@@ -61,7 +65,7 @@ def run(
                 if told is not None:
                     told(*value)
         except (EOFError, ConnectionError) as error:
-            raise _death(what, process.wait(), log) from error
+            raise _death(what, hint, process.wait(), log) from error
 
 
 def serve(parent: int, descriptor: int) -> None:
@@ -141,14 +145,16 @@ def _sendable(error: Exception) -> Exception:
 _MEMORY = "close what else needs memory (the desktop, other programs) or add swap, then run it again"
 
 
-def _death(what: str, code: int, log: Path) -> VlaoptError:
+def _death(what: str, hint: str | None, code: int, log: Path) -> VlaoptError:
     said = _last_lines(log)
     last = f"; the last it wrote: {said}" if said else ""
     if code == -signal.SIGKILL:
-        return StageError(f"{what} was killed, probably for memory{last}", hint=_MEMORY)
+        return StageError(
+            f"{what} was killed, probably for memory{last}", hint="; ".join(filter(None, [_MEMORY, hint]))
+        )
     if code < 0:
-        return StageError(f"{what} crashed ({signal.Signals(-code).name}){last}")
-    return StageError(f"{what} ended with exit code {code} and no result{last}")
+        return StageError(f"{what} crashed ({signal.Signals(-code).name}){last}", hint=hint)
+    return StageError(f"{what} ended with exit code {code} and no result{last}", hint=hint)
 
 
 def _last_lines(log: Path) -> str:

@@ -47,7 +47,7 @@ def bench(
     from vlaopt.benchmark.record import BenchSettings
     from vlaopt.chain import finish_here
     from vlaopt.errors import EnvironmentProblem, GateError
-    from vlaopt.stages.bench import bench_artifact, why_not_measured
+    from vlaopt.stages.bench import bench_artifact, why_not_timed
 
     wanted = [parse_assertion(expression) for expression in assertions or ()]
     if not is_artifact(source) or recipe:
@@ -66,7 +66,7 @@ def bench(
     if backend is None and artifact.manifest.finish:
         with terminal.watched(quiet=as_json) as progress:
             artifact = finish_here(artifact, store=Store.default(), progress=progress)
-    if backend is None and (reason := why_not_measured(artifact)):
+    if backend is None and (reason := why_not_timed(artifact)):
         raise EnvironmentProblem(
             f"cannot be measured here: {reason}",
             where=str(source),

@@ -39,10 +39,15 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
 
 def why_not_measured(artifact: Artifact) -> str | None:
     """Why the speed of the artifact's engine cannot be measured on this machine, or None."""
+    return why_not_timed(artifact) or why_not_here(artifact)
+
+
+def why_not_timed(artifact: Artifact) -> str | None:
+    """Why no machine can measure the speed of the artifact's engine by its sessions, or None."""
     engine = artifact.manifest.engine
     if engine and not backends.get(engine.backend).timed:
         return f"sessions of {engine.backend} give actions, their time says nothing of the engine's"
-    return why_not_here(artifact)
+    return None
 
 
 def bench_artifact(
@@ -71,7 +76,8 @@ def bench_artifact(
     def difference(actions: Array, expected: Array) -> float:
         return float((np.abs(actions - expected)[:steps] / std).max()) / limit
 
-    libraries = {policy.backend: backends.get(policy.backend).version()}
+    library = backends.get(policy.backend)
+    libraries, gpu = {policy.backend: library.version()}, library.machine().get("gpu")
     with progress.task(f"measuring at {settings.hz:g} Hz for {settings.duration_s:g} s, then back-to-back"):
         record = measure(
             of_sample(policy.predict_chunk),
@@ -80,7 +86,7 @@ def bench_artifact(
             expected=list(golden.actions),
             tolerance=difference,
             subject=Subject(artifact=artifact.id, policy=digest_bytes(artifact.read(ACTIONS))),
-            machine=read_environment(libraries=libraries),
+            machine=read_environment(libraries=libraries, gpu=gpu),
             cold_start_ms=round(cold_start_ms, 3),
         )
     return record.model_copy(update={"told": policy.told()})

@@ -12,7 +12,7 @@ from vlaopt import backends, isolated
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.manifest import data_path
 from vlaopt.backends import Backend, Engine, EngineOptions, Session
-from vlaopt.errors import EnvironmentProblem, InputError, StageError
+from vlaopt.errors import EnvironmentProblem, InputError, StageError, VlaoptError
 from vlaopt.files import link_file, read_file, remove_dead_staging, remove_directory, staged_directory, write_file
 from vlaopt.hashing import canonical_json, digest_bytes, digest_file
 from vlaopt.memory import available_mib
@@ -25,6 +25,7 @@ Advance = Callable[[str, int, int], None]
 COPIES, LIBRARIES_MIB = 4, 512
 """Memory that making native code takes: the weights as the graph, as the builder's network, as the engine and as its
 file, and the libraries themselves. Kernels that are tried take less, in scratch memory that the recipe bounds."""
+DOCTOR = "`vlaopt doctor ARTIFACT` says whether driver and libraries of this machine fit together"
 _LISTING = "form.json"
 
 
@@ -62,17 +63,31 @@ class Workshop:
         Native code is made in a child process. Raises what the backend's `build` raises, StageError when the child
         dies, EnvironmentProblem when there is not enough memory to start.
         """
-        made, kept = self.folder / component / variant, self.kept / component / variant
-        if not self.library.native:
-            _keep(made, self.library.build(self.source.graph(graph), self.options))
-        elif not _taken(kept, made):
-            remove_dead_staging(kept.parent)
-            what = f"building {component} ({variant}) on {self.library.name}"
-            with phases(self.progress) as told:
-                isolated.run(_build, self.library.name, self.source, graph, self.options, kept, what=what, told=told)
-            if not _taken(kept, made):
-                raise StageError(f"{what}: its files were changed or removed while they were taken", where=str(kept))
+        made = self.folder / component / variant
+        try:
+            if self.library.native:
+                self._make_apart(made, self.kept / component / variant, graph)
+            else:
+                _keep(made, self.library.build(self.source.graph(graph), self.options))
+        except VlaoptError as error:
+            error.where = error.where or f"{component} ({variant})"
+            raise
         return _form(made)
+
+    def _make_apart(self, made: Path, kept: Path, graph: str) -> None:
+        if _taken(kept, made):
+            return
+        remove_dead_staging(kept.parent)
+        name = self.library.name
+        with phases(self.progress) as told:
+            isolated.run(
+                *(_build, name, self.source, graph, self.options, kept),
+                what=f"the builder of {name}",
+                told=told,
+                hint=f"what was built already is kept; {DOCTOR}",
+            )
+        if not _taken(kept, made):
+            raise StageError("its files were changed or removed while they were taken", where=str(kept))
 
     def forget(self, *parts: str) -> None:
         """Let nobody take up again what was kept of a component or a form of it, or of all."""
@@ -89,7 +104,7 @@ class Workshop:
         name = self.library.name
         files = {called: {key: dict(form.files) for key, form in whole.items()} for called, whole in forms.items()}
         with self.progress.task(f"trying the engines on {name}"):
-            isolated.run(_try, name, self.source, files, self.options, what=f"running the engines on {name}")
+            isolated.run(_try, name, self.source, files, self.options, what=f"running on {name}", hint=DOCTOR)
 
     def opened(self, form: Form, **changes: Any) -> Form:
         """The form with a session, opened with changed options where some are given."""
