@@ -11,6 +11,7 @@ from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.store import Store
 from vlaopt.chain import Build, build, run_stages
+from vlaopt.errors import StageError
 from vlaopt.progress import Silent
 from vlaopt.recipe.load import load_recipe
 from vlaopt.stages import ORDER
@@ -76,8 +77,28 @@ def test_its_graphs_hold_symmetric_int8(built: Build) -> None:
     assert all(value.dtype == "int8" and not value.any() for value in zero_points.values())
 
 
+def test_every_layer_planned_in_int8_is_seen_to_be_though_no_gpu_is_here(built: Build) -> None:
+    """By the layers that NVIDIA's builder logs."""
+    audits = built.artifact.manifest.metrics["engine"]["audit"]
+    assert sum(audit["planned"] for audit in audits.values()) > 0
+    assert all(audit["kept"] == audit["planned"] and audit["others"] == {} for audit in audits.values())
+
+
+def test_an_engine_that_leaves_the_plan_fails_the_build_though_it_cannot_run_here(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan is what is changed here: it calls for int8 where the graph, written before, has none."""
+    if backends.get("tensorrt-rtx").runnable() is None:
+        pytest.skip("this machine runs the engine")
+    monkeypatch.setattr("vlaopt.stages.engine._planned", lambda source, component: {"lost/MatMul": "int8"})
+    with pytest.raises(
+        StageError, match=r"tensorrt-rtx runs 1 of 1 layers of \w+ in unknown precision that were planned"
+    ):
+        engine_of(store, "engine.tensorrt.optimization_level=2")
+
+
 def test_the_engines_hold_their_weights_in_int8(built: Build, store: Store) -> None:
-    """Without a driver an engine cannot be asked for its layers; three bytes less for every int8 weight can be seen."""
+    """Three bytes less for every int8 weight."""
     onnx = pytest.importorskip("onnx")
     plain = engine_of(store, "quantize.scheme=none")
     for component in ("vision", "head"):

@@ -43,8 +43,9 @@ _TACTIC = re.compile(rf"_(?:{_ANY})(?:{_ANY})_({'|'.join(_MULTIPLIED)})(?:{_ANY}
 _MATRIX_KERNEL = re.compile(r"conv|correlation|gemm|matmul|matrixmultiply|mha|lstm|rnn|gru", re.IGNORECASE)
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[^\w/]|$|\[)")
 _LINE = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], (?:Constants: \[.*?\], )?Outputs: \["
-    r".*\], TacticName: (?P<tactic>.*?), StreamId: \d+, Metadata: (?P<metadata>.*)"
+    r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], "
+    r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], "
+    r"TacticName: (?P<tactic>.*?), StreamId: \d+, Metadata: (?P<metadata>.*)"
 )
 _SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
@@ -109,14 +110,20 @@ def names(layer: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def precision(layer: Mapping[str, Any]) -> str:
-    """What a layer multiplies in: by its kernel's name, else by its weights, else the narrowest of its inputs."""
+    """What a layer multiplies in: by its kernel's name, else by its weights, else the narrowest of its inputs.
+
+    A layer that takes no numbers, such as one that only looks rows up, is told by its constants, else by what it gives.
+    """
     if kernel := _TACTIC.search(layer.get("TacticName") or ""):
         return _MULTIPLIED[kernel[1]]
     weights = layer.get("Weights")
     if isinstance(weights, Mapping) and (kind := _type(str(weights.get("Type", "")))):
         return kind
-    kinds = [_type(_written(tensor)) for tensor in layer["Inputs"]]
-    return next((kind for kind in _TYPES if kind in kinds), UNKNOWN)
+    for side in ("Inputs", "Constants", "Outputs"):
+        kinds = [_type(_written(tensor)) for tensor in layer.get(side) or ()]
+        if found := next((kind for kind in _TYPES if kind in kinds), None):
+            return found
+    return UNKNOWN
 
 
 def _records(text: str) -> list[dict[str, Any]]:
@@ -129,8 +136,9 @@ def _records(text: str) -> list[dict[str, Any]]:
 
 def _record(line: re.Match[str]) -> dict[str, Any]:
     """The fields of a logged layer as the inspector's JSON has them; of tensors the types alone."""
-    inputs = [{"Datatype": kind} for kind in re.findall(r"Datatype: (\w+)", line["inputs"])]
-    fields = {"Name": line["name"], "LayerType": line["type"], "Inputs": inputs}
+    fields: dict[str, Any] = {"Name": line["name"], "LayerType": line["type"]}
+    for side in ("Inputs", "Constants", "Outputs"):
+        fields[side] = [{"Datatype": kind} for kind in re.findall(r"Datatype: (\w+)", line[side.lower()] or "")]
     return {**fields, "TacticName": line["tactic"], "Metadata": line["metadata"]}
 
 

@@ -78,13 +78,18 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     else:
         name = next(iter(reasons))
         workshop = workshops.on(name)
-        options, components = workshop.options, _build_only(workshop, progress)
+        options, components = workshop.options, _build_only(recipe, workshop, progress)
     _write(draft, name, machine_of(target, backends.get(name), components), options, components)
     _ship(source, draft, backends.get(name), components)
+    audited = {
+        component: built.form
+        for component, built in components.items()
+        if built.variant == "quantized" and not _untold(built.form, backends.get(name))
+    }
+    audits = {component: _audit(source, component, form).to_json() for component, form in audited.items()}
+    draft.metrics["engine"]["audit"] = audits
     if here:
-        kept = {name: built for name, built in components.items() if built.variant == "quantized"}
-        audits = {name: _audit(source, name, built.form).to_json() for name, built in kept.items()}
-        draft.metrics["engine"] |= {**others, "action_error": chosen.error.to_json(), "audit": audits}
+        draft.metrics["engine"] |= {**others, "action_error": chosen.error.to_json()}
     else:
         draft.metrics["engine"]["not_run"] = reasons[name]
     remove_directory(compiled)
@@ -274,19 +279,31 @@ def _measured(recipe: Recipe, workshop: Workshop, forms: Forms, golden: Golden, 
 
 def _forms(recipe: Recipe, workshop: Workshop, component: str) -> dict[Variant, Form]:
     """A component compiled as it may ship. Raises StageError when the backend ignores the planned precision."""
-    source, library = workshop.source, workshop.library
+    source = workshop.source
     if not source.has(plain_path(component)):
         return {"plain": workshop.form(component, "plain", component_path(component))}
-    main = workshop.form(component, "quantized", _graph_path(source, component, library))
-    found = _audit(source, component, main)
-    if len(found.others) > len(found.planned) * recipe.engine.allow_shortfall:
+    main = _quantized(recipe, workshop, component)
+    return {"plain": workshop.form(component, "plain", plain_path(component)), "quantized": main}
+
+
+def _quantized(recipe: Recipe, workshop: Workshop, component: str) -> Form:
+    """The form of a component that is to run in low precision. Raises StageError when the backend ignores the plan."""
+    source, library = workshop.source, workshop.library
+    form = workshop.form(component, "quantized", _graph_path(source, component, library))
+    found = _audit(source, component, form)
+    if len(found.others) > len(found.planned) * recipe.engine.allow_shortfall and not _untold(form, library):
         workshop.forget(component, "quantized")
         raise StageError(
             found.told(library.name, component),
             hint="name another engine.backend, keep the layers in fp32 (quantize.rules), or allow it "
             "(engine.allow_shortfall)",
         )
-    return {"plain": workshop.form(component, "plain", plain_path(component)), "quantized": main}
+    return form
+
+
+def _untold(form: Form, library: Backend) -> bool:
+    """Whether a backend that cannot run here told nothing of an engine's layers: the target is to audit them then."""
+    return not form.precisions and library.runnable() is not None
 
 
 def _audit(source: Artifact, component: str, form: Form) -> Audit:
@@ -300,19 +317,22 @@ def _planned(source: Artifact, component: str) -> dict[str, str]:
     return planned_precisions(json.loads(source.read(PLAN_PATH))["components"][component]["nodes"])
 
 
-def _build_only(workshop: Workshop, progress: Progress) -> dict[str, Built]:
-    """Engines for machines other than this one: built from the final graphs, not run."""
+def _build_only(recipe: Recipe, workshop: Workshop, progress: Progress) -> dict[str, Built]:
+    """Engines for machines other than this one: built from the final graphs, audited where they tell, not run.
+
+    Raises StageError when the backend ignores the planned precision.
+    """
     components = {}
     source, library = workshop.source, workshop.library
     names = source.spec().components
     with progress.task(f"building for {library.name}", len(names)) as task:
         for name in names:
-            variant: Variant = "quantized" if source.has(plain_path(name)) else "plain"
-            form = workshop.form(name, variant, _graph_path(source, name, library))
-            if variant == "quantized":
-                components[name] = Built(variant, "not run here: its speed is measured on the target", form)
+            if source.has(plain_path(name)):
+                reason = "not run here: its speed is measured on the target"
+                components[name] = Built("quantized", reason, _quantized(recipe, workshop, name))
             else:
-                components[name] = Built(variant, "nothing in it is quantized", form)
+                form = workshop.form(name, "plain", component_path(name))
+                components[name] = Built("plain", "nothing in it is quantized", form)
             task.advance()
     return components
 

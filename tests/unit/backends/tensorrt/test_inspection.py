@@ -90,7 +90,9 @@ def test_the_form_of_version_11_reads_the_same(graph):
         (layer("a", takes="Channel major FP16 format where channel % 8 == 0"), "fp16"),
         (layer("a", takes="BFloat16"), "bf16"),
         (layer("a", takes="Row major linear FP32"), "fp32"),
-        (layer("a", takes="Bool"), UNKNOWN),
+        (layer("a", takes="Int32", gives="Float"), "fp32"),
+        (layer("a", takes="Int32", Constants=[tensor("rows", "Half")], gives="Float"), "fp16"),
+        (layer("a", takes="Bool", gives="Bool"), UNKNOWN),
     ],
 )
 def test_a_product_computes_in_what_its_kernel_says_else_its_weights_else_its_narrowest_input(record, expected):
