@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,15 @@ def test_actions_that_are_off_make_the_measurement_invalid(artifact: Callable[[f
     record = bench_artifact(artifact(0.5), QUICK, Silent(), tolerance=0.1)
     assert record.verdict == "INVALID"
     assert record.reasons[0].startswith("actions differ")
+
+
+@pytest.mark.parametrize(("stage", "found"), [("verify", "golden"), ("engine", "action_error")])
+def test_what_the_golden_observations_gave_before_is_what_actions_may_be_off_by(
+    artifact: Callable[[float], Artifact], stage: str, found: str
+) -> None:
+    measured = artifact(0.5)
+    metrics = {stage: {found: {"executed": {"max": 0.4}}}}
+    known = replace(measured, manifest=measured.manifest.model_copy(update={"metrics": metrics}))
+    record = bench_artifact(known, QUICK, Silent())
+    assert record.actions.worst_difference == pytest.approx(0.5 / (2 * 0.4), abs=1e-3)
+    assert bench_artifact(measured, QUICK, Silent()).verdict == "INVALID"
