@@ -12,12 +12,13 @@ import pytest
 
 from tests import standins
 from tests.unit.doctor.test_doctor import check, engine, manifest
-from vlaopt.doctor import artifacts, probe_all
+from vlaopt.doctor import artifacts, judge
 from vlaopt.doctor.artifacts import Wanted
-from vlaopt.machine import read_machine
+from vlaopt.doctor.probe import probe
+from vlaopt.machine import Machine
 from vlaopt.target import load_target
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="asks for the target of x86 machines")
+MACHINE = Machine(system="Linux", architecture="x86_64", python="3.12.3")
 
 
 def doctor(lane: str, log: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,6 +33,7 @@ def doctor(lane: str, log: Path, *arguments: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks for a target of x86 machines on this one")
 def test_a_machine_with_tensorrt_11_is_ready_for_x86_gpu(tmp_path: Path) -> None:
     done = doctor("11.4", tmp_path / "log", "--target", "x86-gpu")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -39,23 +41,23 @@ def test_a_machine_with_tensorrt_11_is_ready_for_x86_gpu(tmp_path: Path) -> None
     assert not [call for call in standins.calls(tmp_path / "log") if "deserialize" in call]
 
 
-def test_a_tensorrt_that_is_too_old_for_the_target_is_told(tmp_path: Path) -> None:
-    done = doctor("10.13", tmp_path / "log", "--target", "x86-gpu")
-    assert done.returncode == 3
-    assert "✗ TensorRT      have  10.13" in done.stdout
-    assert "pip install 'tensorrt>=11,<12'" in done.stdout
+def test_a_tensorrt_that_is_too_old_for_the_target_is_told() -> None:
+    with standins.installed("10.13", gpu="NVIDIA L4", sm="8.9"):
+        verdict = judge(load_target("x86-gpu"), MACHINE, {"tensorrt": probe("tensorrt")})
+    assert not verdict.will
+    found = check(verdict, "TensorRT")
+    assert found.have.startswith("10.13")
+    assert (found.holds, found.mend) == (False, "pip install 'tensorrt>=11,<12'")
 
 
 def test_a_plan_of_this_tensorrt_and_gpu_loads_and_one_of_another_does_not() -> None:
-    made = manifest(target="x86-gpu")
+    target = load_target("x86-gpu")
     with standins.installed("11.4", gpu="NVIDIA L4", sm="8.9"):
-        states, machine = probe_all(["tensorrt"]), read_machine()
-        needs = dict(states["tensorrt"].machine)
-        here = made.model_copy(update={"engine": engine(needs=needs)})
-        target = load_target("x86-gpu")
-        assert artifacts.judge(here, target, Wanted(), machine, states).will
+        here = probe("tensorrt")
+    made = manifest(target="x86-gpu", engine=engine(needs=dict(here.machine)))
+    assert artifacts.judge(made, target, Wanted(), MACHINE, {"tensorrt": here}).will
     with standins.installed("11.4", gpu="NVIDIA H100", sm="9.0"):
-        verdict = artifacts.judge(here, target, Wanted(), machine, probe_all(["tensorrt"]))
-        assert not verdict.will
-        found = check(verdict, "engine: gpu")
-        assert (found.have, found.need) == ("NVIDIA H100", "NVIDIA L4")
+        verdict = artifacts.judge(made, target, Wanted(), MACHINE, {"tensorrt": probe("tensorrt")})
+    assert not verdict.will
+    found = check(verdict, "engine: gpu")
+    assert (found.have, found.need) == ("NVIDIA H100", "NVIDIA L4")
