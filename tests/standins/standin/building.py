@@ -146,6 +146,7 @@ def _build(builder: Any, network: Any, config: Any) -> Plan | None:
         "verbosity": config._verbosity.name,
         "name": network._name,
         "layers": found,
+        "bf16": "BF16" in network._graph.types.values(),
         "weights_bytes": size,
         "activation_bytes": layers.activation_bytes(network._graph),
         "workspace_bytes": config._pools.get("WORKSPACE", 0),

@@ -16,6 +16,7 @@ from standin.building import data_type, host_memory
 from standin.device import DEVICE, ILLEGAL_ADDRESS, CudaError
 from standin.logger import say
 from standin.plan import Plan, mismatch, unpack
+from standin.widen import to_bfloat16, to_float32, widened
 
 NUMPY = {
     "FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "INT8": "int8", "UINT8": "uint8",
@@ -88,11 +89,12 @@ class Runner:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.log_severity_level = 3
         providers = ["CPUExecutionProvider"]
+        model = widened(self.plan.model) if self.plan.header["bf16"] else self.plan.model
         if not self.plan.data:
-            return onnxruntime.InferenceSession(self.plan.model, options, providers=providers)
+            return onnxruntime.InferenceSession(model, options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="standin-") as folder:
             (Path(folder) / self.plan.data_name).write_bytes(self.plan.data)
-            (Path(folder) / "model.onnx").write_bytes(self.plan.model)
+            (Path(folder) / "model.onnx").write_bytes(model)
             return onnxruntime.InferenceSession(str(Path(folder) / "model.onnx"), options, providers=providers)
 
 
@@ -155,7 +157,7 @@ class ICudaEngine:
 
     def get_tensor_bytes_per_component(self, name: str, profile_index: int = 0) -> int:
         entry = self._entry(name)
-        return -1 if entry is None else np.dtype(NUMPY[entry[1]]).itemsize
+        return -1 if entry is None else _itemsize(entry[1])
 
     def get_tensor_components_per_element(self, name: str, profile_index: int = 0) -> int:
         return 1
@@ -341,6 +343,10 @@ class IExecutionContext:
         return dict(self._addresses), shapes
 
 
+def _itemsize(kind: str) -> int:
+    return 2 if kind == "BF16" else np.dtype(NUMPY[kind]).itemsize
+
+
 def _dynamic(shape: list[Any]) -> bool:
     return any(not isinstance(size, int) for size in shape)
 
@@ -354,15 +360,17 @@ def _execute(engine: Any, addresses: dict[str, int], shapes: dict[str, list[Any]
     feeds = {}
     try:
         for name, kind, _ in header["inputs"]:
-            dtype = np.dtype(NUMPY[kind])
-            size = int(np.prod(shapes[name], dtype=np.int64)) * dtype.itemsize
+            count = int(np.prod(shapes[name], dtype=np.int64))
+            size = count * _itemsize(kind)
             DEVICE.check_range(addresses[name], size, "device")
-            feeds[name] = np.frombuffer(ctypes.string_at(addresses[name], size), dtype).reshape(shapes[name])
+            words = ctypes.string_at(addresses[name], size)
+            values = to_float32(words) if kind == "BF16" else np.frombuffer(words, NUMPY[kind])
+            feeds[name] = values.reshape(shapes[name])
         given = engine._runner.run(feeds)
         for (name, kind, _), value in zip(header["outputs"], given, strict=True):
-            data = np.ascontiguousarray(value.astype(NUMPY[kind], copy=False))
-            if now.has("wrong-actions") and data.dtype.kind == "f":
-                data = data + np.asarray(1, data.dtype)
+            if now.has("wrong-actions") and value.dtype.kind == "f":
+                value = value + np.asarray(1, value.dtype)
+            data = to_bfloat16(value) if kind == "BF16" else np.ascontiguousarray(value.astype(NUMPY[kind], copy=False))
             DEVICE.check_range(addresses[name], data.nbytes, "device")
             ctypes.memmove(addresses[name], data.ctypes.data, data.nbytes)
     except CudaError:

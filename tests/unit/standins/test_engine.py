@@ -208,6 +208,23 @@ def test_weakly_typed_quantized_networks_want_their_flag():
         assert Built(trt, quantized_net(), strong=False, flags=["INT8"]).plan is not None
 
 
+def test_bf16_runs_although_a_cpu_lacks_it():
+    nodes = [
+        helper.make_node("Cast", ["x"], ["b"], name="cast", to=TensorProto.BFLOAT16),
+        helper.make_node("Mul", ["b", "three"], ["m"], name="mul"),
+        helper.make_node("Mul", ["m", "half"], ["n"], name="again"),
+        helper.make_node("Cast", ["n"], ["y"], name="back", to=TensorProto.FLOAT),
+    ]
+    weights = {
+        "three": helper.make_tensor("three", TensorProto.BFLOAT16, [1], [3.0]),
+        "half": helper.make_tensor("half", TensorProto.BFLOAT16, [1], b"\x00\x3f", raw=True),
+    }
+    graph = serialise(nodes, {"x": [4]}, {"y": [4]}, weights)
+    feeds = {"x": np.asarray([1, -2, 0.5, 100], np.float32)}
+    with installed("10.3") as trt:
+        np.testing.assert_array_equal(run(Built(trt, graph), feeds)["y"], 1.5 * feeds["x"])
+
+
 @pytest.mark.parametrize(("sm", "built"), [("8.7", False), ("8.9", True), ("11.0", True)])
 def test_fp8_wants_a_gpu_that_has_it(sm, built):
     with installed("10.13", sm=sm) as trt:
