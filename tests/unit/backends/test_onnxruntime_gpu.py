@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,6 +165,12 @@ def test_tensorrt_is_told_nothing_of_precision_and_keeps_plans_by_graph(tmp_path
     assert Path(told["trt_engine_cache_path"]).parent == Path(told["trt_timing_cache_path"])
     other = backend._provider_options(gpu.TENSORRT, Graph(b"b"), options)
     assert other["trt_engine_cache_path"] != told["trt_engine_cache_path"]
+    quick = replace(options, settings={**options.settings, "optimization_level": 0})
+    sooner = backend._provider_options(gpu.TENSORRT, Graph(b"a"), quick)
+    assert sooner["trt_engine_cache_path"] != told["trt_engine_cache_path"]
+    (tmp_path / "file").touch()
+    elsewhere = replace(options, cache=tmp_path / "file")
+    assert "trt_engine_cache_enable" not in backend._provider_options(gpu.TENSORRT, Graph(b"a"), elsewhere)
     assert "trt_engine_cache_enable" not in backend._provider_options(gpu.TENSORRT, Graph(b"a"), EngineOptions())
     assert backend._provider_options(gpu.CUDA, Graph(b"a"), options)["cudnn_conv_use_max_workspace"] == "0"
     assert backend._provider_options(gpu.CUDA, Graph(b"a"), EngineOptions())["cudnn_conv_use_max_workspace"] == "1"

@@ -151,13 +151,16 @@ class GpuBackend:
         chosen: dict[str, Any] = {"device_id": 0, "trt_builder_optimization_level": settings["optimization_level"]}
         if settings["workspace_mib"]:
             chosen["trt_max_workspace_size"] = settings["workspace_mib"] << 20
-        if options.cache is not None:
-            folder = options.cache / self.version()
-            plans = folder / graph.digest[:16]
+        if options.cache is None:
+            return chosen
+        folder = options.cache / self.version()
+        plans = folder / "-".join((graph.digest[:16], *map(str, settings.values())))
+        try:
             plans.mkdir(parents=True, exist_ok=True)
-            chosen |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(plans)}
-            chosen |= {"trt_timing_cache_enable": True, "trt_timing_cache_path": str(folder)}
-        return chosen
+        except OSError:  # a robot whose disk is read-only builds at every start
+            return chosen
+        chosen |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(plans)}
+        return chosen | {"trt_timing_cache_enable": True, "trt_timing_cache_path": str(folder)}
 
     def _profile(self, graph: Graph, options: EngineOptions) -> list[Kernel]:
         """The kernels of one run, where the CPU may take what no provider takes, so that it can be named."""

@@ -40,6 +40,7 @@ _FLAGS = {
 
 
 def find() -> Path | None:
+    """The program: that which the environment names, else on the PATH, else where NVIDIA's packages put it."""
     if named := os.environ.get(PROGRAM):
         return Path(named) if os.access(named, os.X_OK) else None
     found = shutil.which("trtexec") or next((place for place in _PLACES if os.access(place, os.X_OK)), None)
