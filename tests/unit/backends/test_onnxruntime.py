@@ -126,3 +126,42 @@ def test_a_message_is_told_on_one_line_without_its_c_plus_plus(raised, told):
 def test_a_graph_computes_in_8_bit_by_its_operators(operators: tuple[str, ...], expected: bool) -> None:
     nodes = [helper.make_node(operator, ["x"], ["y"]) for operator in operators]
     assert _eight_bit(helper.make_model(helper.make_graph(nodes, "g", [], [])).SerializeToString()) is expected
+
+
+def two_cameras(weight: np.ndarray) -> bytes:
+    """Two convolutions of symmetric int8 activations that share their weight, as TensorRT wants it."""
+    nodes = []
+    for camera in ("left", "right"):
+        nodes += [
+            helper.make_node("QuantizeLinear", [camera, "s", "z"], [f"{camera}_q"]),
+            helper.make_node("DequantizeLinear", [f"{camera}_q", "s", "z"], [f"{camera}_dq"]),
+        ]
+    nodes.append(helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["w_dq"], axis=0))
+    nodes += [helper.make_node("Conv", [f"{name}_dq", "w_dq"], [f"{name}_y"]) for name in ("left", "right")]
+    graph = helper.make_graph(
+        nodes,
+        "component",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 4, 4]) for name in ("left", "right")],
+        [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, [1, 8, 4, 4]) for name in ("left", "right")],
+        [
+            helper.make_tensor("s", TensorProto.FLOAT, [], [0.01]),
+            helper.make_tensor("z", TensorProto.INT8, [], [0]),
+            helper.make_tensor("w", TensorProto.INT8, weight.shape, weight.tobytes(), raw=True),
+            helper.make_tensor("ws", TensorProto.FLOAT, [8], [0.01] * 8),
+            helper.make_tensor("wz", TensorProto.INT8, [8], [0] * 8),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def test_int8_layers_that_share_their_weight_are_opened_and_exact(capfd):
+    """ONNX Runtime 1.31 fails on them with its optimisers for x86, as on the ACT of two cameras."""
+    weight = np.full((8, 8, 1, 1), 127, np.int8)
+    session = BACKEND.open({FILE: two_cameras(weight)}, ONE_THREAD)
+    image = np.full((1, 8, 4, 4), 1.27, np.float32)
+    found = session.run({"left": image, "right": -image})
+    assert np.allclose(found["left_y"], 8 * 1.27 * 1.27)
+    assert np.allclose(found["right_y"], -8 * 1.27 * 1.27)
+    assert capfd.readouterr().err == ""

@@ -47,6 +47,9 @@ _DTYPES = {
 _EIGHT_BIT = (b"QLinear", b"QGemm", b"Integer")
 # Makes a Gemm of a product and its bias before it looks for 8-bit products, which the two then are not.
 _BREAKS_PAIRS = "MatMulAddFusion"
+# 1.31 makes activations uint8 for x86, and fails where their layers share weights, as those of two cameras do.
+_MAKES_TWICE, _MADE_TWICE = "QDQS8ToU8Transformer", "Attempt to replace the existing tensor"
+_LOG_FATAL_ONLY = 4
 
 
 class OnnxRuntimeSession:
@@ -228,9 +231,7 @@ def inference_session(graph: Graph, options: Any, providers: Sequence[tuple[str,
         name, data = (graph.data_name, graph.data) if graph.data else ("none", b"none")
         options.add_external_initializers_from_files_in_memory([name], [data], [len(data)])
         disabled = [_BREAKS_PAIRS] if _eight_bit(graph.model) else []
-        session = ort.InferenceSession(
-            graph.model, options, providers=[*providers] or wanted, disabled_optimizers=disabled, enable_fallback=0
-        )
+        session = _opened(ort, graph.model, options, [*providers] or wanted, disabled)
         # Kept to open it again with other providers: as much memory as the weights take in the session itself.
         session._model_bytes = None
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
@@ -239,6 +240,22 @@ def inference_session(graph: Graph, options: Any, providers: Sequence[tuple[str,
     if found[: len(wanted)] != wanted or {*found} - {*wanted, PROVIDER}:
         raise EnvironmentProblem(f"ONNX Runtime chose {', '.join(found)} instead of {', '.join(wanted)}")
     return session
+
+
+def _opened(ort: Any, model: bytes, options: Any, providers: Sequence[Any], disabled: Sequence[str]) -> Any:
+    """A session; without the optimiser that fails on some graphs where it does, which is as exact and slower."""
+    level, options.log_severity_level = options.log_severity_level, _LOG_FATAL_ONLY  # what fails is raised too
+    try:
+        return ort.InferenceSession(
+            model, options, providers=providers, disabled_optimizers=[*disabled], enable_fallback=0
+        )
+    except Exception as error:
+        if _MADE_TWICE not in str(error):
+            raise
+    options.log_severity_level = level
+    return ort.InferenceSession(
+        model, options, providers=providers, disabled_optimizers=[*disabled, _MAKES_TWICE], enable_fallback=0
+    )
 
 
 def _optimise(graph: Graph) -> bytes:
