@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from tests.standins import LANES, environment
 from vlaopt import backends
@@ -18,6 +19,8 @@ from vlaopt.backends.tensorrt.trtexec import BACKEND, FILE
 from vlaopt.errors import StageError
 
 Lane = Callable[..., None]
+EVERY = [pytest.param(name, marks=() if name in (LANES[0], LANES[-1]) else pytest.mark.slow) for name in LANES]
+"""Always the oldest and the newest; all take longer."""
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def lane(monkeypatch: pytest.MonkeyPatch) -> Lane:
     return switch
 
 
-@pytest.mark.parametrize("name", LANES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_plan_is_built_audited_and_gives_what_its_graph_gives(name, lane, quantized_graph, tmp_path) -> None:
     lane(name)
     graph = Graph(quantized_graph())
@@ -49,6 +52,20 @@ def test_a_plan_is_built_audited_and_gives_what_its_graph_gives(name, lane, quan
     cpu = backends.get("onnxruntime")
     expected = cpu.open(cpu.build(graph, EngineOptions()).files, EngineOptions()).run({"image": image})["features"]
     np.testing.assert_allclose(given, expected, atol=0.02)
+
+
+def test_dynamic_dimensions_take_what_their_profile_spans(lane) -> None:
+    lane("10.16")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], name="relu")], "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    settings = {"profiles": {"batch": (1, 2, 8)}, "version_compatible": True}
+    engine = BACKEND.build(Graph(model.SerializeToString()), EngineOptions(settings=settings))
+    session = BACKEND.open(engine.files, EngineOptions())
+    x = np.arange(-6, 6, dtype=np.float32).reshape(3, 4)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], np.maximum(x, 0))
+    with pytest.raises(StageError, match=r"shape \(9, 4\) of 'x' does not satisfy"):
+        session.run({"x": np.zeros((9, 4), np.float32)})
 
 
 def test_what_10_3_refuses_strongly_typed_is_built_weakly(lane, quantized_graph) -> None:
