@@ -16,7 +16,7 @@ import numpy as np
 from vlaopt.backends.tensorrt.cuda_libraries import Device, Library, cuda_library
 from vlaopt.errors import EnvironmentProblem, VlaoptError
 
-__all__ = ["Buffer", "Capture", "Device", "Stream", "device", "driver_problem", "free_memory_mib", "problem"]
+__all__ = ["Buffer", "Capture", "Device", "Stream", "device", "free_memory_mib", "problem"]
 
 
 def problem() -> str | None:
@@ -27,9 +27,6 @@ def problem() -> str | None:
         told = error.message
         return told if told.startswith(("no ", "CUDA cannot")) else f"no usable NVIDIA driver: {told}"
     return None if found else "the NVIDIA driver sees no GPU"
-
-
-driver_problem = problem
 
 
 def device() -> Device:

@@ -23,7 +23,7 @@ from vlaopt.errors import EnvironmentProblem, InputError, StageError
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed", exc_type=ImportError)
 
 ADA = EngineOptions(compute_capabilities=("8.9",))
-without_driver = pytest.mark.skipif(cuda.driver_problem() is None, reason="this machine has an NVIDIA driver")
+without_driver = pytest.mark.skipif(cuda.problem() is None, reason="this machine has an NVIDIA driver")
 
 
 def test_an_engine_is_built_for_a_gpu_that_is_not_here(graphs):
