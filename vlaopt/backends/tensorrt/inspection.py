@@ -103,10 +103,10 @@ def _read(layers: Sequence[Mapping[str, Any]], graph: Graph) -> Inspection:
 
 
 def names(layer: Mapping[str, Any]) -> tuple[str, ...]:
-    """The ONNX nodes that a layer was made from: by its metadata, else by its name, which joins them by `+`."""
+    """The ONNX nodes that a layer was made from: by its metadata, else by its name, which joins them by `+` or `||`."""
     if told := tuple(dict.fromkeys(_ONNX_NODE.findall(layer.get("Metadata") or ""))):
         return told
-    return tuple(part for part in re.split(r"\s*\+\s*", layer["Name"]) if part)
+    return tuple(part for part in re.split(r"\s*(?:\+|\|\|)\s*", layer["Name"]) if part)
 
 
 def precision(layer: Mapping[str, Any]) -> str:

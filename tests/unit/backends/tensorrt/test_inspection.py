@@ -163,6 +163,7 @@ def test_names_may_hold_brackets_and_separators_differ():
     metadata = "[ONNX Layer: a[0]/MatMul]\x1f[ONNX Layer: b/Add][ONNX Layer: b/Add]"
     assert names({"Name": "fused", "Metadata": metadata}) == ("a[0]/MatMul", "b/Add")
     assert names({"Name": "a/MatMul+b/Add", "Metadata": ""}) == ("a/MatMul", "b/Add")
+    assert names({"Name": "q/MatMul || k/MatMul"}) == ("q/MatMul", "k/MatMul")
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "{}", '{"Layers": 3}', "[]"])
