@@ -130,19 +130,47 @@ def test_a_board_whose_python_cannot_load_tensorrt_says_so(portable: Artifact, t
     ("fault", "code", "problem", "hint"),
     [
         ("build-none", 4, "arm (quantized): TensorRT cannot build the engine: ", None),
-        ("parser-crashes", 4, "arm (quantized): the builder of tensorrt crashed (SIGSEGV)", BUILT),
+        pytest.param(
+            "parser-crashes",
+            4,
+            "arm (quantized): the builder of tensorrt crashed (SIGSEGV)",
+            BUILT,
+            marks=pytest.mark.slow,
+        ),
         ("builder-killed", 4, "arm (quantized): the builder of tensorrt was killed, probably for memory", BUILT),
-        ("builder-segfaults", 4, "arm (quantized): the builder of tensorrt crashed (SIGSEGV)", BUILT),
-        ("out-of-memory", 4, "arm (quantized): TensorRT cannot build the engine: ", "close other programs"),
+        pytest.param(
+            "builder-segfaults",
+            4,
+            "arm (quantized): the builder of tensorrt crashed (SIGSEGV)",
+            BUILT,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "out-of-memory",
+            4,
+            "arm (quantized): TensorRT cannot build the engine: ",
+            "close other programs",
+            marks=pytest.mark.slow,
+        ),
         ("ignores-precision", 4, "tensorrt runs 2 of 2 layers of arm in fp32", "engine.allow_shortfall"),
         ("deserialize-none", 4, "TensorRT does not load the engine that it built", None),
-        ("deserialize-segfaults", 4, "the builder of tensorrt crashed (SIGSEGV)", BUILT),
-        ("execute-fails", 4, "TensorRT refused to run the engine", None),
-        ("execute-segfaults", 4, "running on tensorrt crashed (SIGSEGV)", "vlaopt doctor"),
-        ("sticky-error", 3, "CUDA error 700", "start it again"),
+        pytest.param(
+            "deserialize-segfaults", 4, "the builder of tensorrt crashed (SIGSEGV)", BUILT, marks=pytest.mark.slow
+        ),
+        pytest.param("execute-fails", 4, "TensorRT refused to run the engine", None, marks=pytest.mark.slow),
+        pytest.param(
+            "execute-segfaults", 4, "running on tensorrt crashed (SIGSEGV)", "vlaopt doctor", marks=pytest.mark.slow
+        ),
+        pytest.param("sticky-error", 3, "CUDA error 700", "start it again", marks=pytest.mark.slow),
         ("wrong-actions", 5, "the engine's actions are too far from the reference: mean action error", "diagnose"),
         ("no-driver", 3, "the engine for board cannot be built here: tensorrt: ", "vlaopt doctor"),
-        ("no-gpu", 3, "the engine for board cannot be built here: tensorrt: ", "vlaopt doctor"),
+        pytest.param(
+            "no-gpu",
+            3,
+            "the engine for board cannot be built here: tensorrt: ",
+            "vlaopt doctor",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_fault_of_the_board_is_one_error_and_leaves_nothing(
@@ -168,7 +196,14 @@ def test_a_fault_of_the_board_is_one_error_and_leaves_nothing(
     assert not list(store.root.glob("unfinished/**/form.json"))
 
 
-@pytest.mark.parametrize("fault", ["strong-refused", "capture-fails", "instantiate-fails"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param("strong-refused", marks=pytest.mark.slow),
+        "capture-fails",
+        pytest.param("instantiate-fails", marks=pytest.mark.slow),
+    ],
+)
 def test_what_has_another_way_is_told_of(
     fault: str, portable: Artifact, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +217,7 @@ def test_what_has_another_way_is_told_of(
     assert ("arm ran as a CUDA graph" in told) == (fault == "strong-refused"), told
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_load_any_more_is_refused(
     portable: Artifact, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_crashed_build_goes_on_where_it_was(tell: Tell, tmp_path: Path) -> Non
     assert left() == []
 
 
+@pytest.mark.slow
 def test_a_form_that_was_changed_is_built_again(tell: Tell, tmp_path: Path) -> None:
     log = tell(die_at_build=2, signal="SIGKILL")
     with pytest.raises(StageError, match="was killed, probably for memory"):
@@ -140,6 +141,7 @@ def test_a_killed_command_goes_on_where_it_was(tell: Tell, tmp_path: Path) -> No
     assert left() == []
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_run_is_an_error_and_is_not_kept(tell: Tell, tmp_path: Path) -> None:
     tell(die_at="open", signal="SIGSEGV")
     with pytest.raises(StageError, match=r"running on native-fake crashed \(SIGSEGV\)"):
@@ -167,6 +169,7 @@ def test_a_setting_that_the_backend_does_not_know_is_refused(tell: Tell, tmp_pat
         engine(tmp_path, "engine.tensorrt.version_compatible=true")
 
 
+@pytest.mark.slow
 def test_a_backend_without_times_ships_quantized_and_is_not_measured(tell: Tell, tmp_path: Path) -> None:
     artifact = engine(tmp_path, "engine.minimum_speedup=100", backend="untimed-fake")
     found = artifact.manifest.engine
@@ -178,6 +181,7 @@ def test_a_backend_without_times_ships_quantized_and_is_not_measured(tell: Tell,
     assert why_not_measured(artifact) is not None
 
 
+@pytest.mark.slow
 def test_an_artifact_is_finished_once_and_found_again(tell: Tell, tmp_path: Path) -> None:
     artifact = board.make(tmp_path / "made", backend="native-fake")
     with pytest.raises(EnvironmentProblem, match="is not built yet"):
@@ -225,6 +229,7 @@ def test_native_code_of_another_machine_opens_only_when_it_is_trusted(
     assert vlaopt.open(published.path, backend="onnxruntime").backend == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_an_engine_that_does_not_fit_this_machine_is_refused_before_it_is_looked_at(tell: Tell, tmp_path: Path) -> None:
     artifact = board.make(tmp_path / "made", backend="native-fake")
     finished = finish_here(artifact, store=Store.default(), progress=Silent())
