@@ -59,7 +59,7 @@ def derive(graph: OnnxGraph, *, strong: bool, flags: list[str], wanted: dict[str
                 low.append(None)
                 continue
             low.append(_LOW.get(graph.types[dq.inputs[0]]))
-            if all(user.operator in PRODUCTS for user in consumers[name]):
+            if all(user.operator in PRODUCTS or _sums_skip(user, producers) for user in consumers[name]):
                 taken.add(place[id(dq)])
                 fused.append(dq)
             quantizer = producers.get(dq.inputs[0])
@@ -70,7 +70,11 @@ def derive(graph: OnnxGraph, *, strong: bool, flags: list[str], wanted: dict[str
         float_type = _FLOAT.get(graph.types.get(node.outputs[0], "FLOAT"), "FP32")
         kinds = set(low)
         quantized = len(low) == 2 and None not in kinds and len(kinds) == 1
-        chain = _tail(node, graph, consumers, outputs)
+        chain = _tail(node, graph, producers, consumers, outputs)
+        for other in chain:
+            skips = [producers[name] for name in other.inputs if name in producers and _sums_skip(other, producers)]
+            fused += [dq for dq in skips if dq.operator == "DequantizeLinear" and place[id(dq)] not in taken]
+        taken.update(place[id(dq)] for dq in fused)
         taken.update(place[id(other)] for other in chain)
         precision = str(low[0]) if quantized else float_type
         if not strong:
@@ -92,7 +96,9 @@ def _weak(node: Node, precision: str, float_type: str, flags: list[str], wanted:
     return "FP16" if "FP16" in flags else "BF16" if "BF16" in flags else "FP32"
 
 
-def _tail(node: Node, graph: OnnxGraph, consumers: Any, outputs: set[str]) -> list[Node]:
+def _tail(
+    node: Node, graph: OnnxGraph, producers: dict[str, Node], consumers: dict[str, list[Node]], outputs: set[str]
+) -> list[Node]:
     """The bias, activation and quantizer behind a product that one kernel does with it."""
     chain: list[Node] = []
     last = node
@@ -100,11 +106,18 @@ def _tail(node: Node, graph: OnnxGraph, consumers: Any, outputs: set[str]) -> li
         users = consumers.get(last.outputs[0], [])
         if last.outputs[0] in outputs or len(users) != 1 or users[0].operator not in allowed:
             continue
-        if users[0].operator == "Add" and not any(name in graph.weights for name in users[0].inputs):
+        adds_bias = any(name in graph.weights for name in users[0].inputs)
+        if users[0].operator == "Add" and not adds_bias and not _sums_skip(users[0], producers):
             continue
         last = users[0]
         chain.append(last)
     return chain
+
+
+def _sums_skip(node: Node, producers: dict[str, Node]) -> bool:
+    """Whether this is the residual sum of a convolution and a dequantized skip, which one kernel does."""
+    makers = [producers[name].operator for name in node.inputs if name in producers]
+    return node.operator == "Add" and sorted(makers) == ["Conv", "DequantizeLinear"]
 
 
 def _rest(graph: OnnxGraph, taken: set[int], consumers: Any) -> dict[int, dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.standins import LANES, installed
-from tests.unit.backends.conftest import conv_net, quantized_net, serialise, weight
+from tests.unit.backends.conftest import conv_net, quantized, quantized_net, serialise, weight
 from tests.unit.standins.test_engine import Built
 
 PRODUCTS = ("CaskConvolution", "gemm")
@@ -134,3 +134,25 @@ def test_int8_weights_take_a_quarter_of_the_memory():
         )
         assert small < plain / 2
         assert trt.EngineStat.TOTAL_WEIGHTS_SIZE.name == "TOTAL_WEIGHTS_SIZE"
+
+
+def test_a_residual_sum_with_a_quantized_skip_is_done_by_its_convolution():
+    nodes_of = [
+        *quantized("image", "zero"),
+        *quantized("k", "zero"),
+        helper.make_node("Conv", ["image_dq", "k_dq"], ["c"], name="conv", pads=[1] * 4),
+        helper.make_node("Add", ["c", "image_dq"], ["s"], name="sum"),
+        helper.make_node("Relu", ["s"], ["y"], name="relu"),
+    ]
+    weights = {
+        "k": weight(3, 3, 3, 3, seed=2),
+        "zero": np.int8(0),
+        "image_s": np.float32(0.03),
+        "k_s": np.float32(0.01),
+    }
+    graph = serialise(nodes_of, {"image": [1, 3, 8, 8]}, {"y": [1, 3, 8, 8]}, weights)
+    with installed("10.13") as trt:
+        layers = Built(trt, graph).inspect()["Layers"]
+    (conv,) = [layer for layer in layers if layer["LayerType"] == "CaskConvolution"]
+    assert {"image/dq", "conv", "sum", "relu"} <= set(nodes(conv))
+    assert not [layer for layer in layers if layer["Name"] == "image/dq"]
