@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from vlaopt.memory import available_mib
 
 HOLES = """
 import re
@@ -28,3 +31,13 @@ print(before - resident())
 def test_pieces_below_one_that_is_still_used_are_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 250
+
+
+def test_free_memory_is_what_the_kernel_says_is_available(tmp_path: Path) -> None:
+    assert available_mib(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    meminfo = tmp_path / "proc/meminfo"
+    meminfo.write_text("MemTotal:       31298032 kB\nMemFree:         1048576 kB\nMemAvailable:    2097152 kB\n")
+    assert available_mib(tmp_path) == 2048
+    meminfo.write_text("MemTotal:       31298032 kB\n")
+    assert available_mib(tmp_path) is None

@@ -222,6 +222,16 @@ def test_what_an_interrupted_stage_found_out_is_collected_when_it_is_old(store: 
     assert young.exists()
 
 
+def test_engines_of_an_interrupted_build_are_collected_when_they_are_old(store: Store) -> None:
+    folder = store.unfinished_folder("engine", KEY)
+    (folder / "tensorrt/head/plain").mkdir(parents=True)
+    (folder / "tensorrt/head/plain/engine.plan").write_bytes(b"a plan")
+    assert store.collect(older_than_days=1) == (0, 0)
+    os.utime(folder, (0, 0))
+    assert store.collect(older_than_days=1) == (1, 6)
+    assert not folder.exists()
+
+
 def test_small_results_are_kept_beside_the_stages(store: Store) -> None:
     assert store.recall("summaries", KEY) is None
     store.remember("summaries", KEY, {"rows": [1, 2]})
