@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from standin import building, logger, network, running
+from standin import building, config, definition, logger, natives, network, running
 from standin.settings import Settings
 from standin.surface import Surface
 
@@ -13,9 +13,16 @@ from standin.surface import Surface
 def surface(now: Settings) -> Surface:
     """Everything that `import tensorrt` gives in this lane."""
     made = Surface(now.lane, now)
-    by_hand = {"Weights": network.Weights, **dict.fromkeys(network.LAYERS, building.ILayer)}
-    written = {**logger.WRITTEN, **building.WRITTEN, **running.WRITTEN, **by_hand}
-    made.generate(written, {"Dims": building.Dims, "IHostMemory": building.HostMemory})
+    by_hand = {"Weights": network.Weights, **dict.fromkeys(network.LAYERS, definition.ILayer)}
+    written = {
+        **logger.WRITTEN,
+        **definition.WRITTEN,
+        **config.WRITTEN,
+        **building.WRITTEN,
+        **running.WRITTEN,
+        **by_hand,
+    }
+    made.generate(written, {"Dims": natives.Dims, "IHostMemory": natives.HostMemory})
     names = made.names
     names["IHostMemory"]._kind = names["DataType"].INT8
     functions = {"volume": volume, "nptype": _nptype(names), "init_libnvinfer_plugins": lambda logger, namespace: True}

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from standin import layers
-from standin.building import data_type, host_memory
+from standin.definition import data_type
 from standin.device import DEVICE, ILLEGAL_ADDRESS, CudaError
 from standin.logger import say
+from standin.natives import host_memory
 from standin.plan import Plan, mismatch, unpack
 from standin.widen import to_bfloat16, to_float32, widened
 
