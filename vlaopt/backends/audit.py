@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlaopt.artifact.graph import Graph, Node
+from vlaopt.artifact.graph import Node
 
 MATRIX_OPERATORS = frozenset(
     ("Conv", "ConvInteger", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "MatMulInteger", "RNN")
@@ -89,14 +89,13 @@ def layer_path(component: str, node: str) -> str:
     return f"{component}.{node.rpartition('/')[0] or node}"
 
 
-def by_node(graph: Graph, kernels: Iterable[tuple[Sequence[str], str]]) -> dict[str, str]:
-    """The precision of every matrix node of `graph` that can be found behind a kernel.
+def by_node(nodes: Sequence[Node], kernels: Iterable[tuple[Sequence[str], str]]) -> dict[str, str]:
+    """The precision of every matrix node among `nodes`, those of a graph, that can be found behind a kernel.
 
     `kernels` are the backend's matrix kernels: the names of what each was made from, and its precision. A name is that
     of a node or of a tensor that one makes, or begins with it. A kernel that is named after an activation is that of
     the matrix node in front of it.
     """
-    nodes = graph.nodes()
     named = {node.name: node for node in nodes}
     made = {output: node for node in nodes for output in node.outputs if output}
     found: dict[str, str] = {}

@@ -155,7 +155,7 @@ class OpenVinoBackend:
         if fused := _fused_products(model, layers):
             notes.append(f"{fused} matrix products fused into Subgraph layers, precision not told")
         kernels = [(layer.origins, layer.precision) for layer in layers if _MATRIX_LAYER.search(layer.kind)]
-        return Engine(files, dict(sorted(precisions.items())), tuple(notes), by_node(graph, kernels))
+        return Engine(files, dict(sorted(precisions.items())), tuple(notes), by_node(graph.nodes(), kernels))
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
         """A session from the IR's bytes; no file touched but in `options.cache`.

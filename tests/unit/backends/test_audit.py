@@ -60,16 +60,16 @@ def chain() -> Graph:
     ],
 )
 def test_a_kernel_is_found_by_the_names_that_backends_give_it(kernel, node):
-    assert by_node(chain(), [((kernel,), "int8")]) == {node: "int8"}
+    assert by_node(chain().nodes(), [((kernel,), "int8")]) == {node: "int8"}
 
 
 def test_a_kernel_of_no_node_names_none():
-    assert by_node(chain(), [(("somewhere/MatMul",), "int8"), (("x",), "int8"), ((), "int8")]) == {}
+    assert by_node(chain().nodes(), [(("somewhere/MatMul",), "int8"), (("x",), "int8"), ((), "int8")]) == {}
 
 
 def test_a_node_that_is_named_itself_is_not_taken_for_the_one_in_front_of_an_activation():
     kernels = [(("one.act/Relu",), "fp32"), (("one/MatMul",), "int8")]
-    assert by_node(chain(), kernels) == {"one/MatMul": "int8"}
+    assert by_node(chain().nodes(), kernels) == {"one/MatMul": "int8"}
 
 
 @given(planned=st.dictionaries(NAMES, st.just("int8")), runs=st.dictionaries(NAMES, PRECISIONS))

@@ -72,6 +72,6 @@ def engine_of(graph: Graph, kernels: Sequence[Kernel], files: Mapping[str, bytes
         files=files,
         precisions=dict(sorted(Counter(kernel.precision for kernel in products).items())),
         notes=(*notes, others),
-        layers=by_node(graph, [((kernel.name.removeprefix(_FUSED),), kernel.precision) for kernel in products]),
+        layers=by_node(graph.nodes(), [((kernel.name.removeprefix(_FUSED),), kernel.precision) for kernel in products]),
         facts={"providers": dict(sorted(Counter(kernel.provider for kernel in kernels).items()))},
     )

@@ -86,11 +86,12 @@ def read_log(text: str, graph: Graph) -> Inspection:
 
 
 def _read(layers: Sequence[Mapping[str, Any]], graph: Graph) -> Inspection:
-    nodes = {node.name: node for node in graph.nodes()}
+    listed = graph.nodes()
+    nodes = {node.name: node for node in listed}
     detailed = [layer for layer in layers if layer.get("Inputs") is not None]
     products = sorted(filter(lambda layer: _multiplies(layer, nodes), detailed), key=_generated)
-    found = by_node(graph, [(names(layer), precision(layer)) for layer in products])
-    nameless = [layer for layer in products if not _generated(layer) and not by_node(graph, [(names(layer), "")])]
+    found = by_node(listed, [(names(layer), precision(layer)) for layer in products])
+    nameless = [layer for layer in products if not _generated(layer) and not _told_of(layer, nodes)]
     counts = Counter(found.values()) + Counter(map(precision, nameless))
     facts: dict[str, Any] = {
         "layers": len(layers),
@@ -164,6 +165,12 @@ def _multiplies(layer: Mapping[str, Any], nodes: Mapping[str, Node]) -> bool:
         _MATRIX_KERNEL.search(kind) is not None
         or any(name in nodes and nodes[name].operator in MATRIX_OPERATORS for name in names(layer))
     )
+
+
+def _told_of(layer: Mapping[str, Any], nodes: Mapping[str, Node]) -> bool:
+    """Whether a product's layer leads to a node; what it names itself is looked at first, as most do."""
+    named = any(name in nodes and nodes[name].operator in MATRIX_OPERATORS for name in names(layer))
+    return named or bool(by_node(tuple(nodes.values()), [(names(layer), "")]))
 
 
 def _reformats(layer: Mapping[str, Any]) -> bool:

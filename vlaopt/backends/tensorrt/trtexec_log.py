@@ -37,7 +37,8 @@ _AFTERMATH = re.compile(
     r"|Got invalid engine!|Engine deserialization failed)$"
 )
 _PARSING = re.compile(r"While parsing node number (\d+) \[(\S+)")
-_NAME = re.compile(r'^name: "(.*)"$', re.MULTILINE)  # of the node itself; names of its attributes are indented
+# Of the node itself, as 10.x and as 11 print it; names of its attributes are indented.
+_NAME = re.compile(r'^(?:name: "|Node name: )(.*?)"?$', re.MULTILINE)
 _BECAUSE = re.compile(r"ERROR: \S+ In function \w+:\n?\s*(?:\[\d+\] )?(.*)", re.DOTALL)
 _IN_NODE = re.compile(r"In node (-?\d+) with name: (.*?) and operator: (\S*) \(\w+\): (?:\w+: )?(.*)", re.DOTALL)
 _FOR_NODE = re.compile(r"Could not find any implementation for node (.+?)\.?\)$")

@@ -56,6 +56,13 @@ def test_a_node_without_a_name_is_named_by_its_number():
     assert parse(nameless).refusals(1)[0].node == "#11"
 
 
+def test_a_node_is_named_as_newer_parsers_print_it_too():
+    text = (LOGS / "unsupported-operator-10.3.txt").read_text()
+    newer = text.replace('name: "/dense_motion_network/GridSample"', "Node name: /dense_motion_network/GridSample")
+    assert newer != text
+    assert parse(newer).refusals(1)[0].node == "/dense_motion_network/GridSample"
+
+
 @pytest.mark.parametrize(("signal", "told"), [(9, "most often because memory ran out"), (11, r"crashed (SIGSEGV)")])
 def test_a_signal_that_ended_it_is_told(signal: int, told: str):
     log = log_of("killed-10.3")
