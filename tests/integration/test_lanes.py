@@ -53,12 +53,13 @@ class Machine:
 
     lane: str
     folder: Path
+    python: str = sys.executable
 
     def vlaopt(self, *arguments: str | Path) -> str:
         """Run a command in a new process; gives what it says."""
         stand_in = standins.environment(self.lane, log=self.log)
         store = {"VLAOPT_STORE": str(self.folder / "store"), "OMP_WAIT_POLICY": "PASSIVE"}
-        done = vlaopt(*arguments, environment={**os.environ, **stand_in, **store})
+        done = vlaopt(*arguments, environment={**os.environ, **stand_in, **store}, python=self.python)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -72,21 +73,24 @@ class Machine:
 
     def timing_cache(self) -> Path:
         """The one file of kernels' times that it has."""
-        [path] = (path for path in (self.folder / "store/opened/tensorrt").iterdir() if path.suffix != ".lock")
+        kept = (self.folder / "store/opened/tensorrt").glob("timing-*")
+        [path] = (path for path in kept if path.suffix != ".lock")
         return path
 
 
-def vlaopt(*arguments: str | Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vlaopt", *map(str, arguments)]
+def vlaopt(
+    *arguments: str | Path, environment: dict[str, str], python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
+    command = [python, "-m", "vlaopt", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=900)
 
 
 @pytest.fixture(scope="session")
-def portable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def portable(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a policy's artifact as a workstation does, which has no TensorRT: the graphs and what finishes them."""
 
     @functools.cache
-    def made(kind: str) -> Path:
+    def made(kind: str, *more: str) -> Path:
         folder = tmp_path_factory.mktemp("workstation")
         place = folder / "recipes" / kind
         place.mkdir(parents=True)
@@ -106,7 +110,7 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             values = (*SHORT, *RANDOM)
         done = vlaopt(
             *("engine", place / "recipe.yaml", "--output", folder / "artifacts"),
-            *settings(values),
+            *settings((*values, *more)),
             environment=environment,
         )
         assert done.returncode == 0, done.stderr
@@ -117,7 +121,7 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize(("kind", "lane"), EVERY)
 def test_a_policy_is_finished_verified_and_benched(
-    portable: Callable[[str], Path], tmp_path: Path, kind: str, lane: str
+    portable: Callable[..., Path], tmp_path: Path, kind: str, lane: str
 ) -> None:
     unfinished = Artifact.open(portable(kind))
     machine = Machine(lane, tmp_path)
@@ -166,7 +170,7 @@ def assert_kernels_are_timed_once(machine: Machine) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lane", standins.LANES)
-def test_what_kernels_took_is_measured_once(portable: Callable[[str], Path], tmp_path: Path, lane: str) -> None:
+def test_what_kernels_took_is_measured_once(portable: Callable[..., Path], tmp_path: Path, lane: str) -> None:
     unfinished = portable("edge-vla")
     machine = Machine(lane, tmp_path)
     finished = Path(machine.vlaopt("engine", unfinished).splitlines()[-1])
