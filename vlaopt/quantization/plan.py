@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -21,6 +22,9 @@ from vlaopt.scopes import nearest
 
 NodeScheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8", "nvfp4", "fp16", "bf16", "fp32"]
 PlanScheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8", "nvfp4", "fp16", "bf16", "mixed"]
+FP8_TAPS = 32
+"""Taps of the largest filter that TensorRT convolves in FP8: of 5 × 5 and 7 × 7, RTX 1.7 builds the one in FP8, the
+other in FP32 without a word. NVIDIA's Model Optimizer leaves filters of more than 32 alone too."""
 COMPUTED = frozenset({"int8", "int8-dynamic", "fp8"})
 """The schemes that quantize activations, which costs something: they must pay for it."""
 WeightScales = Literal["per-channel", "per-tensor"]
@@ -246,6 +250,8 @@ def _possible(layer: Layer, wanted: NodeScheme) -> tuple[NodeScheme, str]:
         return fallback, f"only the weights of {layer.node.op_type} can be int8, which saves storage and no time"
     if layer.obstacle:
         return "fp32", layer.obstacle
+    if wanted == "fp8" and layer.node.op_type == "Conv" and (taps := math.prod(layer.weights[0].shape[2:])) > FP8_TAPS:
+        return "fp32", f"TensorRT has FP8 kernels for filters of up to {FP8_TAPS} taps, and this one has {taps}"
     if wanted == "int8-dynamic" and layer.node.op_type == "Conv":
         return "fp32", "only matrix products have a dynamic form that backends fuse"
     return wanted, ""

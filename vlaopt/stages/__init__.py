@@ -161,7 +161,7 @@ STAGES = (
     ),
     Stage(
         "quantize",
-        version=6,
+        version=7,
         values=("quantize", "calibration"),
         paths=("calibration.path",),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),

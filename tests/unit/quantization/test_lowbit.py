@@ -147,6 +147,34 @@ def test_what_a_gpu_lacks_is_refused_before_the_build_for_the_reason_that_nvidia
     assert "Cannot compile for target(s) sm86, because the model contains HW-specific datatypes" in refusal.reason
 
 
+def filters(size: int) -> ModelProto:
+    """One convolution, 16 to 16 channels, with square filters of `size`. [1, 16, 16, 16] to the same."""
+    weight = np.random.default_rng(5).normal(size=(16, 16, size, size)).astype(np.float32)
+    body = helper.make_graph(
+        [helper.make_node("Conv", ["x", "weight"], ["y"], name="a/Conv", pads=[size // 2] * 4)],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 16, 16, 16))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 16, 16, 16))],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_filters_that_nvidias_builder_does_not_convolve_in_fp8_are_not_planned_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    [small], [large] = (plan_nodes({"c": filters(size)}, scheme="fp8")["c"].values() for size in (5, 7))
+    assert (small.scheme, large.scheme) == ("fp8", "fp32")
+    assert large.reason == "TensorRT has FP8 kernels for filters of up to 32 taps, and this one has 49"
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed", exc_type=ImportError)
+    monkeypatch.setattr("vlaopt.quantization.plan.FP8_TAPS", 49)
+    for size, found in ((5, "fp8"), (7, "fp32")):
+        graph = written(filters(size), planned(filters(size), "fp8"))
+        assert get("tensorrt-rtx").build(graph, EngineOptions(compute_capabilities=("8.9",))).layers == {
+            "a/Conv": found
+        }
+
+
 def test_fp8_of_convolutions_is_built_too(network: ModelProto) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed", exc_type=ImportError)
     graph = written(network, planned(network, "fp8", "fp16"))
