@@ -41,7 +41,8 @@ _MULTIPLIED = {
 _ANY = "|".join((*_MULTIPLIED, "i32"))
 _TACTIC = re.compile(rf"_(?:{_ANY})(?:{_ANY})_({'|'.join(_MULTIPLIED)})(?:{_ANY})_")
 _MATRIX_KERNEL = re.compile(r"conv|correlation|gemm|matmul|matrixmultiply|mha|lstm|rnn|gru", re.IGNORECASE)
-_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[^\w/]|$|\[)")
+# What the builder made a node into may follow its name: `[ONNX Layer: proj/Conv]__gemm_from_conv1x1`.
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[^\w/]|$|\[|__)")
 _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], "
     r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], "
@@ -114,17 +115,20 @@ def precision(layer: Mapping[str, Any]) -> str:
     """What a layer multiplies in: by its kernel's name, else by its weights, else the narrowest of its inputs.
 
     A layer that takes no numbers, such as one that only looks rows up, is told by its constants, else by what it gives.
+    One that takes FP32 and holds nothing but halves casts on its way: a product does not mix them.
     """
     if kernel := _TACTIC.search(layer.get("TacticName") or ""):
         return _MULTIPLIED[kernel[1]]
     weights = layer.get("Weights")
     if isinstance(weights, Mapping) and (kind := _type(str(weights.get("Type", "")))):
         return kind
-    for side in ("Inputs", "Constants", "Outputs"):
-        kinds = [_type(_written(tensor)) for tensor in layer.get(side) or ()]
-        if found := next((kind for kind in _TYPES if kind in kinds), None):
-            return found
-    return UNKNOWN
+    taken, held, given = (
+        [kind for kind in _TYPES if kind in map(_type, map(_written, layer.get(side) or ()))]
+        for side in ("Inputs", "Constants", "Outputs")
+    )
+    if taken == ["fp32"] and held in (["fp16"], ["bf16"]):
+        return held[0]
+    return next(iter(taken + held + given), UNKNOWN)
 
 
 def _records(text: str) -> list[dict[str, Any]]:

@@ -92,6 +92,9 @@ def test_the_form_of_version_11_reads_the_same(graph):
         (layer("a", takes="Row major linear FP32"), "fp32"),
         (layer("a", takes="Int32", gives="Float"), "fp32"),
         (layer("a", takes="Int32", Constants=[tensor("rows", "Half")], gives="Float"), "fp16"),
+        (layer("a", takes="Float", Constants=[tensor("weight", "Half")], gives="Half"), "fp16"),
+        (layer("a", takes="Float", Constants=[tensor("weight", "Float"), tensor("b", "Half")], gives="Half"), "fp32"),
+        (layer("a", takes="Half", Constants=[tensor("weight", "Int8")], gives="Half"), "fp16"),
         (layer("a", takes="Bool", gives="Bool"), UNKNOWN),
     ],
 )
@@ -162,6 +165,7 @@ def test_an_engine_built_to_tell_only_names_tells_no_precision(graph):
 def test_names_may_hold_brackets_and_separators_differ():
     metadata = "[ONNX Layer: a[0]/MatMul]\x1f[ONNX Layer: b/Add][ONNX Layer: b/Add]"
     assert names({"Name": "fused", "Metadata": metadata}) == ("a[0]/MatMul", "b/Add")
+    assert names({"Name": "fused", "Metadata": "[ONNX Layer: proj/Conv]__gemm_from_conv1x1"}) == ("proj/Conv",)
     assert names({"Name": "a/MatMul+b/Add", "Metadata": ""}) == ("a/MatMul", "b/Add")
     assert names({"Name": "q/MatMul || k/MatMul"}) == ("q/MatMul", "k/MatMul")
 
