@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -59,13 +59,18 @@ def test_nothing_heavy_is_loaded(python: Run, code: str, unwanted: tuple[str, ..
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
+def cpu_seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_comes_at_once(root: Path) -> None:
-    """The best of several runs, so that a busy machine does not count as a slow program."""
+    """The best of several runs, in seconds of CPU, so that a busy machine does not count as a slow program."""
     best = float("inf")
     for _ in range(15):
-        started = time.perf_counter()
+        started = cpu_seconds_of_children()
         subprocess.run([sys.executable, "-m", "vlaopt", "--help"], check=True, capture_output=True, cwd=root)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, cpu_seconds_of_children() - started)
         if best < 0.3:
             break
     assert best < 0.3
