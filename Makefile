@@ -43,7 +43,7 @@ test: $(STAMP) ## Run the tests (not the slow ones)
 	$(BIN)/python -m pytest -m "not slow and not full" -n 2 --dist loadfile
 
 test-slow: $(STAMP) ## Run the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 test-full: $(STAMP) ## Run the tests on policies in full size and on every shipped recipe: half an hour, 8 GB
 	$(BIN)/python -m pytest -m full

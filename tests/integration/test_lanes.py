@@ -25,9 +25,14 @@ from vlaopt.artifact.manifest import EngineEntry
 
 KINDS = ("edge-vla", "act", "smolvla")
 DEFAULT = (("edge-vla", "10.3"), ("edge-vla", "11.4"))
-"""The oldest lane and the newest; the others take longer."""
+"""The oldest lane and the newest."""
+SLOW = (("act", "10.13"), ("smolvla", "10.16"))
 EVERY = [
-    pytest.param(kind, lane, marks=() if (kind, lane) in DEFAULT else pytest.mark.slow)
+    pytest.param(
+        kind,
+        lane,
+        marks=() if (kind, lane) in DEFAULT else pytest.mark.slow if (kind, lane) in SLOW else pytest.mark.full,
+    )
     for kind in KINDS
     for lane in standins.LANES
 ]
@@ -168,7 +173,7 @@ def assert_kernels_are_timed_once(machine: Machine) -> None:
     assert machine.timing_cache().stat().st_size > 0
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("lane", standins.LANES)
 def test_what_kernels_took_is_measured_once(portable: Callable[..., Path], tmp_path: Path, lane: str) -> None:
     unfinished = portable("edge-vla")
