@@ -91,7 +91,9 @@ def test_temporary_files_of_a_killed_process_are_removed() -> None:
 def test_no_process_outlives_the_one_that_started_it(name: str, tmp_path: Path) -> None:
     note = tmp_path / "note"
     code = (
-        "import signal; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        "import signal\n"
+        "for each in (signal.SIGTERM, signal.SIGINT):  # a shell's job in the background ignores the latter\n"
+        "    signal.signal(each, signal.default_int_handler)\n"
         "from pathlib import Path; from tests.unit import isolated_work as work; from vlaopt import isolated\n"
         f"isolated.run(work.linger, Path({str(note)!r}), what='lingering')"
     )

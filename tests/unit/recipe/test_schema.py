@@ -61,7 +61,11 @@ def test_the_readme_lists_every_shipped_recipe_as_its_file_says() -> None:
         recipe = load_recipe(path, check_paths=False)
         [row] = re.findall(rf"^\| `{path.parent.name}/{path.name}` \|.*$", text, re.MULTILINE)
         pruning = "none" if recipe.prune.method == "none" else f"{recipe.prune.method} {recipe.prune.amount:g}"
-        assert f"| `{recipe.target.name}` | {pruning} | {recipe.quantize.scheme} |" in row
+        assert f"| `{recipe.target.name}` | {pruning} | " in row
+        scheme, *besides = row.split(" | ")[3].split(", ")
+        assert scheme == recipe.quantize.scheme
+        computed = {rule.scheme for rule in recipe.quantize.rules} - {"fp32", "int8-weights", scheme}
+        assert {part.split()[0] for part in besides} == computed
 
 
 def test_the_readmes_example_is_a_sound_recipe(tmp_path: Path) -> None:
