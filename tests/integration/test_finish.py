@@ -119,6 +119,14 @@ def test_a_board_finishes_an_artifact_once_and_its_sisters_take_it_on_trust(port
     assert f"from the artifact {portable.id[:12]} that it was made of: vlaopt engine ARTIFACT" in told.stderr
     assert not any("deserialize" in call for call in calls(newer.log))
 
+    arm = Board(tmp_path / "arm")
+    with (arm.folder / "without/sitecustomize.py").open("a") as site:
+        site.write("import platform\nplatform.machine = lambda: 'aarch64'\n")
+    told = arm.run("bench", derived, "--trust")
+    assert told.returncode == 3, told.stderr
+    assert "os linux-x86_64 is needed, linux-aarch64 is here" in told.stderr
+    assert not any("deserialize" in call for call in calls(arm.log))
+
 
 def test_a_board_whose_python_cannot_load_tensorrt_says_so(portable: Artifact, tmp_path: Path) -> None:
     told = Board(tmp_path / "bare", faults=["no-tensorrt"]).run("engine", portable.path)
