@@ -137,7 +137,7 @@ def _sendable(error: Exception) -> Exception:
         return StageError(f"memory ran out: {error}" if str(error) else "memory ran out", hint=_MEMORY)
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # what an error's own class does there may raise anything; its text still arrives
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 

@@ -201,7 +201,7 @@ def _unpacked(parts: list[Any]) -> list[int]:
             continue
         at = 0
         while at < len(part):
-            value, at = _varint(part, at)
+            value, at = varint(part, at)
             numbers.append(value)
     return numbers
 
@@ -211,12 +211,12 @@ def _fields(data: memoryview) -> defaultdict[int, list[Any]]:
     found: defaultdict[int, list[Any]] = defaultdict(list)
     at = 0
     while at < len(data):
-        tag, at = _varint(data, at)
+        tag, at = varint(data, at)
         number, kind = tag >> 3, tag & 7
         if kind == 0:
-            value, at = _varint(data, at)
+            value, at = varint(data, at)
         elif kind == 2:
-            size, at = _varint(data, at)
+            size, at = varint(data, at)
             value, at = data[at : at + size], at + size
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
@@ -229,7 +229,8 @@ def _fields(data: memoryview) -> defaultdict[int, list[Any]]:
     return found
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """The number of variable length at `at`, and where it ends."""
     value = shift = 0
     while True:
         byte = data[at]

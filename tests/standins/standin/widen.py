@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from standin.onnx_file import varint
 
 _BF16, _FLOAT = 16, 1
 _TYPE_ATTRIBUTES = (b"to", b"dtype", b"output_dtype")
@@ -87,13 +88,13 @@ def _fields(data: bytes) -> list[tuple[int, int, bytes]]:
     """Number, wire type and bytes of every field, in order."""
     found, at = [], 0
     while at < len(data):
-        tag, at = _read(data, at)
+        tag, at = varint(data, at)
         number, kind = tag >> 3, tag & 7
         if kind == 0:
-            value, end = _read(data, at)
+            value, end = varint(data, at)
             found.append((number, kind, _varint(value)))
         elif kind == 2:
-            size, at = _read(data, at)
+            size, at = varint(data, at)
             end = at + size
             found.append((number, kind, data[at:end]))
         else:
@@ -110,19 +111,9 @@ def _coded(number: int, kind: int, value: bytes) -> bytes:
 def _numbers(data: bytes) -> list[int]:
     found, at = [], 0
     while at < len(data):
-        value, at = _read(data, at)
+        value, at = varint(data, at)
         found.append(value)
     return found
-
-
-def _read(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
 
 
 def _varint(value: int) -> bytes:
