@@ -14,7 +14,7 @@ import pytest
 from tests.unit.machine.sampled import NAMES, sample
 from vlaopt.machine import Gpu, Sources, read_machine
 from vlaopt.machine.gpu import module_version, read_driver
-from vlaopt.machine.jetson import CHIPS, power_mode
+from vlaopt.machine.jetson import CHIPS, jetpack, l4t, power_mode
 from vlaopt.machine.libraries import cuda_version, read_tensorrt
 from vlaopt.machine.packages import installed_packages, upstream, version_of
 from vlaopt.machine.sources import import_library, run_command
@@ -58,6 +58,14 @@ def test_jetpack_7_is_told_by_jetson_linux_and_its_driver_by_nvidia_smi() -> Non
     assert machine.driver.version == "595.78"
     assert (machine.power_mode, machine.power_modes) == ("MAXN", {})
     assert (machine.tensorrt.trtexec, machine.tensorrt.trtexec_version) == ("trtexec", "10.16.2")
+
+
+@pytest.mark.parametrize(
+    ("revision", "release"), [("R36 (release), REVISION: 3.0", "6.0"), ("R38 (release), REVISION: 2.1", "7.0")]
+)
+def test_without_packages_jetson_linux_tells_the_jetpack(tmp_path: Path, revision: str, release: str) -> None:
+    write(tmp_path, "etc/nv_tegra_release", f"# {revision}, GCID: 1, BOARD: generic, EABI: aarch64")
+    assert jetpack({}, l4t(tmp_path)) == release
 
 
 def test_a_thor_and_its_compute_capability() -> None:
