@@ -45,7 +45,7 @@ test: $(STAMP) ## Run the tests (not the slow ones)
 test-slow: $(STAMP) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
-test-full: $(STAMP) ## Run the tests on policies in full size and on every shipped recipe: half an hour, 8 GB
+test-full: $(STAMP) ## Run the tests on policies in full size, every shipped recipe and every lane: long, 8 GB
 	$(BIN)/python -m pytest -m full
 
 check: $(STAMP) check-310 ## Format, lint, types, floors, meta tests: under a minute
