@@ -21,7 +21,10 @@ class Part(BaseModel):
 
 
 class BenchSettings(Part):
-    """How to measure: control rate, seconds paced and back-to-back, seed of the order, bounds of the warm-up."""
+    """How to measure: control rate, seconds paced and back-to-back, seed of the order, bounds of the warm-up.
+
+    `load` is the number of processes that keep the machine busy meanwhile, as a robot's planners and cameras do.
+    """
 
     hz: float = Field(default=20.0, gt=0, le=10_000)
     duration_s: float = Field(default=10.0, gt=0, le=86_400)
@@ -29,6 +32,7 @@ class BenchSettings(Part):
     seed: int = Field(default=0, ge=0)
     warmup_iterations: int = Field(default=50, ge=50)
     warmup_cap_s: float = Field(default=30.0, gt=0)
+    load: int = Field(default=0, ge=0, le=1024)
 
 
 class Subject(Part):
@@ -73,12 +77,93 @@ class BackToBack(Part):
 
 
 class Energy(Part):
-    """Joules per action chunk in the paced run, counted and less what the idle machine draws; or why none."""
+    """Joules per action chunk in the paced run, counted and less what the idle machine draws; or why none.
+
+    `parts` is `joules` by counter or rail.
+    """
 
     joules: float | None = None
     joules_above_idle: float | None = None
+    parts: dict[str, float] = {}
     source: str | None = None
     reason: str | None = None
+
+
+class Timeline(Part):
+    """What the machine did during the paced run, read by a process of its own every `period_s` seconds.
+
+    `seconds` are the moments, 0 being the first intended tick; every series has one value for each, None where there
+    was none. Names are `clock_mhz.<name>`, `temperature_c.<name>`, `power_w.<name>`, `gpu_memory_mib`.
+    `throttling` are the reasons that were seen, each with the share of moments at which it was.
+    """
+
+    period_s: float
+    seconds: tuple[float, ...]
+    series: dict[str, tuple[float | None, ...]]
+    throttling: dict[str, float] = {}
+
+
+class ColdStart(Part):
+    """A fresh process: importing the backend's library, opening the policy, its first action, in ms."""
+
+    import_ms: float
+    open_ms: float
+    first_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """From the start of opening to the first action, the library included."""
+        return round(self.import_ms + self.open_ms + self.first_ms, 3)
+
+
+class Memory(Part):
+    """The largest resident size of a fresh process that opened the policy and ran it, and of its GPU memory, in MiB."""
+
+    host_mib: float | None = None
+    device_mib: float | None = None
+
+
+class ComponentTime(Part):
+    """What a component takes of one chunk, medians over chunks. `calls` per chunk; times on the device by events.
+
+    `copies_ms` is what moves between host and device. None where the backend has no such clock.
+    """
+
+    calls: float
+    wall_ms: float
+    device_ms: float | None = None
+    copies_ms: float | None = None
+
+
+class Breakdown(Part):
+    """Where the time of a chunk goes: medians over `chunks` chunks of each part, which so need not add up exactly.
+
+    `processors_ms` is preparing the observation and turning tensors into actions, `loop_ms` what is left: the loop's
+    own arithmetic and calls. Components run one by one here, where the policy otherwise runs them as one CUDA graph
+    (`together_ms` is then the same chunks as that).
+    """
+
+    chunks: int
+    whole_ms: float
+    together_ms: float
+    components: dict[str, ComponentTime]
+    processors_ms: float
+    loop_ms: float
+
+
+class CurvePoint(Part):
+    """One value: latency of a call (a whole batch), and the mean action error against the golden actions."""
+
+    value: int
+    latency_ms: Percentile
+    action_error_mean: float | None = None
+
+
+class Curve(Part):
+    """Cost over the size of a batch, or over the number of the loop's steps; all points measured in turns."""
+
+    over: Literal["batch", "steps"]
+    points: tuple[CurvePoint, ...]
 
 
 class Actions(Part):
@@ -95,24 +180,27 @@ class BenchRecord(Part):
     """One measurement. `verdict` other than VALID comes with `reasons`.
 
     `told` is what the components' sessions said of how they ran, such as whether it was as a CUDA graph.
+    `others_cpu_share` is the CPU time that neither this process nor its load took.
     """
 
-    schema_: Literal["vlaopt.bench/1"] = Field(default="vlaopt.bench/1", alias="schema")
+    schema_: Literal["vlaopt.bench/2"] = Field(default="vlaopt.bench/2", alias="schema")
     subject: Subject
     environment: Environment
     settings: BenchSettings
     verdict: Verdict
     reasons: tuple[str, ...]
-    cold_start_ms: float | None
     warmup_iterations: int
     paced: Paced
     back_to_back: BackToBack
-    components_ms: dict[str, Percentile]
-    peak_memory_mib: float | None
     energy: Energy
     overhead_us: float
     others_cpu_share: float | None
     actions: Actions
+    cold_start: ColdStart | None = None
+    memory: Memory = Memory()
+    breakdown: Breakdown | None = None
+    curves: tuple[Curve, ...] = ()
+    timeline: Timeline | None = None
     told: dict[str, tuple[str, ...]] = {}
 
     def to_json(self) -> str:
@@ -127,4 +215,4 @@ class BenchRecord(Part):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "record"
-            raise InputError(f"not a vlaopt.bench/1 record: {place}: {first['msg']}", where=where) from error
+            raise InputError(f"not a vlaopt.bench/2 record: {place}: {first['msg']}", where=where) from error
