@@ -37,6 +37,9 @@ class Probe(Protocol):
     board: tuple[str, ...]
     """Of `power_w` or `energy_j`, the names that together are what this source counts of the machine, each part once:
     a Jetson's VDD_IN, or the sum of its rails where there is none; the packages of RAPL. Empty: it tells no energy."""
+    missing: Mapping[str, str]
+    """What this source has and does not tell, by the field of `State`, with the reason in words:
+    `{"energy_j": "RAPL counters cannot be read: Permission denied"}`. Known when the probe is opened."""
 
     def read(self) -> State:
         """The state now. What cannot be read this time is left out."""
