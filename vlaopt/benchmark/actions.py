@@ -93,6 +93,12 @@ def compare_actions(
     )
 
 
+def executed_errors(actions: Array, reference: Array, *, std: Array, n_action_steps: int) -> Array:
+    """The mean absolute error of the executed steps of each chunk, [samples], in units of `std`; as `compare_actions`."""
+    difference = (actions.astype(np.float64) - reference.astype(np.float64)) / std
+    return np.abs(difference[:, :n_action_steps]).mean(axis=(1, 2))
+
+
 def _statistics(difference: Array) -> ErrorStatistics:
     errors = np.sort(np.abs(difference), axis=None)
     rank = int(np.ceil(0.95 * errors.size)) - 1

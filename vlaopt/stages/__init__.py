@@ -199,7 +199,7 @@ STAGES = (
     ),
     Stage(
         "verify",
-        version=2,
+        version=3,
         values=("verify", "accept"),
         paths=("verify.observations",),
         tools=("onnxruntime", "openvino", "numpy", "metaworld"),

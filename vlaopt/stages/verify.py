@@ -11,7 +11,7 @@ from vlaopt import backends
 from vlaopt.artifact.artifact import Artifact, Draft
 from vlaopt.artifact.manifest import component_path
 from vlaopt.backends import EngineOptions
-from vlaopt.benchmark.actions import ActionError, Limit
+from vlaopt.benchmark.actions import ActionError, Limit, executed_errors
 from vlaopt.calibration import CalibrationSet
 from vlaopt.errors import InputError
 from vlaopt.optional import require
@@ -20,8 +20,8 @@ from vlaopt.recipe.model import Recipe
 from vlaopt.runtime.golden import HELD_OUT, Golden
 from vlaopt.runtime.policy import Policy, assemble, open_artifact, why_not_here
 from vlaopt.runtime.stepping import Stepper
-from vlaopt.stages import error_of, golden_error, hold, limits
-from vlaopt.tensors import unpack
+from vlaopt.stages import error_of, golden_actions, hold, limits
+from vlaopt.tensors import Array, unpack
 
 LOCATE = (
     "`vlaopt diagnose RECIPE` names the layers where quantization loses it, and recipe lines that help; or prune less"
@@ -30,10 +30,15 @@ LOCATE = (
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured and which gates it was held to."""
+    """What was measured, which gates it was held to, and two golden samples to look at.
+
+    `examples` are the sample with the largest executed error and the one with the median: its number, its mean absolute
+    error in standard deviations, and its actions [chunk, action_dim] in the robot's units. The reference's are golden.
+    """
 
     metrics: dict[str, Any]
     gates: list[Limit]
+    examples: list[dict[str, Any]]
 
 
 def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progress) -> None:
@@ -43,7 +48,7 @@ def run(recipe: Recipe, source: Artifact | None, draft: Draft, progress: Progres
     held_out = CalibrationSet.open(recipe.locate(path)) if path else None
     result = measure(source, recipe, held_out, progress, trust=True)
     draft.metrics["verify"] = result.metrics
-    draft.write_json("reports/verify.json", result.metrics, "report")
+    draft.write_json("reports/verify.json", {**result.metrics, "examples": result.examples}, "report")
     hold(result.gates, what="gates missed", hint=LOCATE)
 
 
@@ -63,7 +68,9 @@ def measure(
     """
     elsewhere = why_not_here(artifact)
     policy = _open(artifact, backend or ("onnxruntime" if elsewhere else None), trust)
-    errors = {"golden": golden_error(policy, Golden.of(artifact), progress, "verifying on golden observations")}
+    golden, std = Golden.of(artifact), policy.processors.action_std()
+    actions = golden_actions(policy, golden, progress, "verifying on golden observations")
+    errors = {"golden": error_of(policy.spec, std, actions, golden.actions)}
     if held_out is not None:
         errors["held_out"] = _held_out_error(artifact, held_out, policy, progress)
     gates = [
@@ -79,7 +86,26 @@ def measure(
     metrics["gates"] = [
         {"name": gate.name, "value": gate.value, "limit": gate.limit, "held": gate.held} for gate in gates
     ]
-    return Result(metrics, gates)
+    by_sample = executed_errors(actions, golden.actions, std=std, n_action_steps=policy.spec.chunk.n_action_steps)
+    return Result(metrics, gates, _examples(actions, by_sample))
+
+
+def _examples(actions: Array, errors: Array) -> list[dict[str, Any]]:
+    """The worst sample, then the median one where that is another; six digits show all that a plot can."""
+    ascending = np.argsort(errors, kind="stable")
+    chosen = dict.fromkeys((int(ascending[-1]), int(ascending[(len(errors) - 1) // 2])))
+    return [
+        {
+            "sample": sample,
+            "error": _rounded(errors[sample]),
+            "actions": [[_rounded(value) for value in step] for step in actions[sample]],
+        }
+        for sample in chosen
+    ]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _open(artifact: Artifact, backend: str | None, trust: bool) -> Policy:

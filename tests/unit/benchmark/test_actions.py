@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vlaopt.benchmark.actions import ActionError, ErrorStatistics, Limit, compare_actions
+from vlaopt.benchmark.actions import ActionError, ErrorStatistics, Limit, compare_actions, executed_errors
 from vlaopt.errors import InputError
 
 REFERENCE = np.zeros((2, 5, 2), np.float32)
@@ -39,6 +39,13 @@ def test_the_95th_percentile_is_the_nearest_rank() -> None:
     actions = np.arange(1, 101, dtype=np.float32).reshape(100, 1, 1)
     error = compare_actions(actions, np.zeros_like(actions), std=np.ones(1, np.float32), n_action_steps=1, gripper=None)
     assert (error.executed.p95, error.executed.max, error.executed.mean) == (95.0, 100.0, 50.5)
+
+
+def test_the_error_of_each_sample_looks_at_executed_steps_only() -> None:
+    actions = REFERENCE.copy()
+    actions[0, 0, 0] = 1.0  # two standard deviations, executed
+    actions[1, 4, 0] = 4.0  # eight, never executed
+    assert executed_errors(actions, REFERENCE, std=STD, n_action_steps=2).tolist() == [0.5, 0.0]
 
 
 def test_gripper_flips_and_bias_look_at_executed_steps_only() -> None:
