@@ -94,9 +94,10 @@ def compare_actions(
 
 
 def executed_errors(actions: Array, reference: Array, *, std: Array, n_action_steps: int) -> Array:
-    """The mean absolute error of the executed steps of each chunk, [samples], in units of `std`; as `compare_actions`."""
+    """The mean absolute error of the executed steps of each chunk, [samples]. Takes what `compare_actions` takes."""
     difference = (actions.astype(np.float64) - reference.astype(np.float64)) / std
-    return np.abs(difference[:, :n_action_steps]).mean(axis=(1, 2))
+    errors: Array = np.abs(difference[:, :n_action_steps]).mean(axis=(1, 2))
+    return errors
 
 
 def _statistics(difference: Array) -> ErrorStatistics:
