@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vlaopt.artifact.graph import Graph
+from vlaopt.artifact.graph import Graph, Node
 from vlaopt.backends import (
     Engine,
     EngineOptions,
@@ -41,15 +41,22 @@ _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8":
 _MATRIX_LAYER = re.compile(r"Convolution|Deconvolution|FullyConnected|MatMul|RNN|Attention|Attn|MHA|MLP|QKV")
 _CONSTANT_KINDS = ("Const", "Input", "Output")
 _LAYER_FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
+_CODES = ("i8", "u8")
+_MOVES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators that leave values as they are."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of an execution graph: OpenVINO's kind, vlaopt's precision, the graph's nodes it was made from."""
+    """One layer of an execution graph: OpenVINO's kind, vlaopt's precision, the graph's nodes it was made from.
+
+    `takes` are OpenVINO's precisions of what comes in, constants too.
+    """
 
     kind: str
     precision: str
     origins: tuple[str, ...]
+    takes: tuple[str, ...] = ()
 
 
 class OpenVinoSession:
@@ -140,8 +147,9 @@ class OpenVinoBackend:
     def build(self, graph: Graph, options: EngineOptions) -> Engine:
         """Convert `graph` to an IR and name, in the compiled IR, the matrix layers and their precision.
 
-        Weights keep their precision. Equal graphs give equal bytes. Products that OpenVINO fused into an attention
-        kernel are of unknown precision, for it does not tell. Raises StageError with OpenVINO's reason.
+        Weights keep their precision. Equal graphs give equal bytes. OpenVINO does not tell the precision of products
+        that it fused into an attention kernel: they are int8 where `in_codes` finds it so, else unknown. Raises
+        StageError with OpenVINO's reason.
         """
         config = _config(options)
         files = _convert(graph)
@@ -152,9 +160,15 @@ class OpenVinoBackend:
             layer.kind for layer in layers if not _MATRIX_LAYER.search(layer.kind) and layer.kind not in _CONSTANT_KINDS
         )
         notes = ["other layers: " + (", ".join(f"{n} {kind}" for kind, n in sorted(others.items())) or "none")]
-        if fused := _fused_products(model, layers):
-            notes.append(f"{fused} matrix products fused into Subgraph layers, precision not told")
         kernels = [(layer.origins, layer.precision) for layer in layers if _MATRIX_LAYER.search(layer.kind)]
+        if fused := _fused_products(model, layers):
+            proven = in_codes(graph.nodes(), layers)
+            precisions.update({"int8": len(proven)} if proven else {})
+            kernels += [((name,), "int8") for name in proven]
+            notes.append(
+                f"{fused} matrix products fused into Subgraph layers: {len(proven)} of them multiply 8-bit codes, the "
+                "precision of the others is not told"
+            )
         return Engine(files, dict(sorted(precisions.items())), tuple(notes), by_node(graph.nodes(), kernels))
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
@@ -267,12 +281,43 @@ def _recalled(cache: Path, key: str, config: Mapping[str, Any]) -> Any:
         return None
 
 
+def in_codes(nodes: Sequence[Node], layers: Sequence[Layer]) -> list[str]:
+    """The products fused into Subgraph layers that multiply 8-bit codes, by name.
+
+    One does when each side was quantized, inside the layer or in front of it; as many 8-bit tensors come in as that
+    takes; and nothing in the layer stems from the node that would make numbers of the codes again: OpenVINO has then
+    put it behind the product.
+    """
+    made = {output: node for node in nodes for output in node.outputs if output}
+    named = {**made, **{node.name: node for node in nodes}}
+    found: list[str] = []
+    for layer in layers:
+        inside = {named[name].name: named[name] for name in layer.origins if name in named}
+        taken = sum(precision in _CODES for precision in layer.takes)
+        for product in inside.values() if layer.kind == "Subgraph" else ():
+            sides = [_dequantizer(name, made) for name in product.inputs[:2]] if product.operator == "MatMul" else []
+            quantizers = [made.get(side.inputs[0]) for side in sides if side and side.name not in inside]
+            outside = [node for node in quantizers if node and node.name not in inside]
+            if len(quantizers) == 2 and len(outside) <= taken:
+                found.append(product.name)
+    return found
+
+
+def _dequantizer(tensor: str, made: Mapping[str, Node]) -> Node | None:
+    """The DequantizeLinear that a tensor comes from unchanged, or None."""
+    node = made.get(tensor)
+    while node and node.operator in _MOVES:
+        node = made.get(node.inputs[0])
+    return node if node and node.operator == "DequantizeLinear" else None
+
+
 def _layers(compiled: Any) -> list[Layer]:
     found = []
     for node in compiled.get_runtime_model().get_ops():
         facts = {key: str(value.astype(str)) for key, value in node.get_rt_info().items() if key in _LAYER_FACTS}
         kind, precision, origins = (facts[key] for key in _LAYER_FACTS)
-        found.append(Layer(kind, _PRECISIONS.get(precision, precision), tuple(origins.split(","))))
+        takes = tuple(value.get_element_type().get_type_name() for value in node.input_values())
+        found.append(Layer(kind, _PRECISIONS.get(precision, precision), tuple(origins.split(",")), takes))
     return found
 
 

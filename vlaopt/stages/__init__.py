@@ -188,7 +188,7 @@ STAGES = (
     ),
     Stage(
         "engine",
-        version=5,
+        version=6,
         values=("engine", "accept"),
         target_values=(
             *("name", "kind", "arch", "backends", "cpu_features", "compute_capabilities", "tensorrt"),

@@ -7,9 +7,10 @@ import openvino
 import pytest
 from onnx import TensorProto, helper
 
-from vlaopt.artifact.graph import Graph
+from vlaopt.artifact.graph import Graph, Node
 from vlaopt.backends import EngineOptions
-from vlaopt.backends.openvino import BACKEND, BIN, XML, _reason
+from vlaopt.backends.openvino import BACKEND, BIN, XML, Layer, _reason, in_codes
+from vlaopt.benchmark.environment import cpu_features
 from vlaopt.errors import EnvironmentProblem, InputError
 
 ONE_THREAD = EngineOptions(threads=1)
@@ -88,6 +89,70 @@ def test_products_fused_into_attention_are_told_and_not_counted():
     scores = np.exp(feeds["q"] @ feeds["k"])
     expected = scores / scores.sum(-1, keepdims=True) @ feeds["v"]
     assert np.abs(session.run(feeds)["y"] - expected).max() < 1e-4
+
+
+ATTENTION = (
+    Node("q/Quantize", "QuantizeLinear", ("q", "s", "z"), ("q_codes",)),
+    Node("q/Dequantize", "DequantizeLinear", ("q_codes", "s", "z"), ("q_back",)),
+    Node("k/Quantize", "QuantizeLinear", ("k", "s", "z"), ("k_codes",)),
+    Node("k/Dequantize", "DequantizeLinear", ("k_codes", "s", "z"), ("k_back",)),
+    Node("k/Transpose", "Transpose", ("k_back",), ("k_turned",)),
+    Node("scores", "MatMul", ("q_back", "k_turned"), ("scores",)),
+    Node("softmax", "Softmax", ("scores",), ("weights",)),
+    Node("weights/Quantize", "QuantizeLinear", ("weights", "s", "z"), ("weights_codes",)),
+    Node("weights/Dequantize", "DequantizeLinear", ("weights_codes", "s", "z"), ("weights_back",)),
+    Node("values", "MatMul", ("weights_back", "v"), ("y",)),
+)
+FUSED = ("scores", "softmax", "weights/Quantize", "values")
+
+
+@pytest.mark.parametrize(
+    ("origins", "takes", "multiply_codes"),
+    [
+        (FUSED, ("i8", "u8", "f32"), ["scores"]),
+        (FUSED, ("i8", "f32", "f32"), []),
+        ((*FUSED, "k/Dequantize"), ("i8", "i8", "f32"), []),
+        ((*FUSED, "q/Quantize"), ("f32", "i8", "f32"), ["scores"]),
+    ],
+    ids=["both sides come as codes", "one does not", "one is made numbers again", "one is quantized inside"],
+)
+def test_a_fused_product_is_int8_only_where_codes_reach_it(origins, takes, multiply_codes):
+    assert in_codes(ATTENTION, [Layer("Subgraph", "fp32", origins, takes)]) == multiply_codes
+    assert in_codes(ATTENTION, [Layer("FullyConnected", "int8", origins, takes)]) == []
+
+
+@pytest.mark.skipif("avx512bw" not in cpu_features(), reason="OpenVINO fuses attention in int8 only with AVX-512")
+def test_attention_in_int8_is_found_in_the_fused_kernel():
+    engine = BACKEND.build(Graph(int8_attention()), ONE_THREAD)
+    assert any("2 matrix products fused into Subgraph layers: 2 of them" in note for note in engine.notes)
+    assert {name: engine.layers[name] for name in ("scores", "values")} == {"scores": "int8", "values": "int8"}
+    assert engine.precisions == {"int8": 2}
+
+
+def int8_attention() -> bytes:
+    """Scaled products of q, k and v, all of them and the weights quantized."""
+    types = {"q": TensorProto.INT8, "k": TensorProto.INT8, "v": TensorProto.INT8, "weights": TensorProto.UINT8}
+    constants, nodes = [helper.make_tensor("scale", TensorProto.FLOAT, [], [0.02])], []
+    for name, code in types.items():
+        constants.append(helper.make_tensor(f"{name}_zero", code, [], [0]))
+        given = [f"{name}_codes", "scale", f"{name}_zero"]
+        nodes.append(helper.make_node("QuantizeLinear", [name, *given[1:]], given[:1], name=f"{name}/Quantize"))
+        nodes.append(helper.make_node("DequantizeLinear", given, [f"{name}_back"], name=f"{name}/Dequantize"))
+    products = [
+        helper.make_node("MatMul", ["q_back", "k_back"], ["scores"], name="scores"),
+        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1, name="softmax"),
+    ]
+    last = helper.make_node("MatMul", ["weights_back", "v_back"], ["y"], name="values")
+    shapes = {"q": [1, 8, 48, 32], "k": [1, 8, 32, 48], "v": [1, 8, 48, 32]}
+    graph = helper.make_graph(
+        [*nodes[:6], *products, *nodes[6:], last],
+        "component",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shapes["v"])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return model.SerializeToString()
 
 
 @pytest.mark.parametrize(

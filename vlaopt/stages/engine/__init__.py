@@ -40,7 +40,7 @@ from vlaopt.target import Target
 ROUNDS, ITERATIONS = 10, 10
 SIZE_ONLY_SLOWEST = 0.9
 """A component that only stores int8 weights is there for its size; it may be this much as fast as the plain one."""
-PREFERENCE = 1.05
+PREFERENCE = 1.02
 """A backend must be this many times as fast as those before it in the target's list: noise must decide nothing."""
 RAISE = "`vlaopt diagnose RECIPE --backend B` names the layers that lose it; or name another engine.backend"
 
