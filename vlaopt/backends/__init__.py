@@ -30,6 +30,16 @@ BUILT_IN = {
     "tensorrt-rtx": "vlaopt.backends.tensorrt.rtx",
     "trtexec": "vlaopt.backends.tensorrt.trtexec",
 }
+LIBRARIES = {
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-cuda": "onnxruntime",
+    "onnxruntime-tensorrt": "onnxruntime",
+    "openvino": "openvino",
+    "reference": "onnx.reference",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx_bindings",
+}
+"""The module that a backend imports when it first opens an engine, for those who tell that time from opening's."""
 
 Placement = Literal["onnxruntime", "openvino", "tensorrt"]
 """Where a kind of backend wants Q/DQ nodes, and of which form: see `vlaopt.quantization.placement`."""

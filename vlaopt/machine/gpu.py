@@ -55,6 +55,29 @@ def module_version(root: Path) -> str | None:
     return found[1] if found else None
 
 
+def process_memory_mib(process: int, sources: Sources) -> float | None:
+    """What a process holds on all GPUs, in MiB; None without NVML, or where it does not tell of this process.
+
+    It tells nothing on a Jetson, and in a container knows processes by their numbers outside.
+    """
+    nvml: Any = sources.load("pynvml")
+    if nvml is None:
+        return None
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        programs = [program for handle in handles for program in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    except nvml.NVMLError:
+        return None
+    finally:
+        nvml.nvmlShutdown()
+    held = [program.usedGpuMemory for program in programs if program.pid == process]
+    return round(sum(held) / _MIB, 1) if held and None not in held else None
+
+
 def _from_nvml(sources: Sources) -> Driver | None:
     """Through nvidia-ml-py. Each answer that NVML does not give on this GPU is left out, as on a Jetson."""
     nvml: Any = sources.load("pynvml")
