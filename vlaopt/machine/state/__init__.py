@@ -46,3 +46,18 @@ class Probe(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass
+class Silent:
+    """A source that is there and tells nothing, and why."""
+
+    name: str
+    missing: Mapping[str, str]
+    board: tuple[str, ...] = ()
+
+    def read(self) -> State:
+        return State()
+
+    def close(self) -> None:
+        """Nothing is open."""
