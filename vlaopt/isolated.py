@@ -1,4 +1,7 @@
-"""A function in a process of its own: what crashes or is killed there is one clear error here."""
+"""A function in a process of its own, waited for or beside: what crashes or is killed there is one clear error here.
+
+No such process outlives the one that started it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,78 @@ _START = (
 
 
 class ChildTraceback(Exception):
-    """Where an error was raised in the other process; the cause of what `run` raises."""
+    """Where an error was raised in the other process; the cause of what is raised here."""
+
+
+class Caller:
+    """The process that started this one, as the function in it meets it: called with values, it is told those."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __call__(self, *values: Any) -> None:
+        self._connection.send((_TOLD, values))
+
+    def asks(self, within_s: float) -> bool:
+        """Whether it wants to be told something within so many seconds. Raises EOFError when it has ended."""
+        if not self._connection.poll(within_s):
+            return False
+        self._connection.recv()
+        return True
+
+
+class Beside:
+    """A process that runs while this one does something else; see `beside`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], connection: Connection, log: Path, what: str) -> None:
+        self._process = process
+        self._connection = connection
+        self._log = log
+        self._what = what
+
+    @property
+    def process(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has neither ended nor been killed."""
+        return self._process.poll() is None
+
+    def ask(self, patience_s: float) -> tuple[Any, ...]:
+        """What it tells on being asked; see `Caller.asks`, and `heard` for errors."""
+        with suppress(ConnectionError):  # why it is gone is found when its answer is missing
+            self._connection.send(None)
+        return self.heard(patience_s)
+
+    def heard(self, patience_s: float) -> tuple[Any, ...]:
+        """The values it tells next. Raises what it raises, and StageError when it dies or is silent for so long."""
+        try:
+            if not self._connection.poll(patience_s):
+                raise StageError(f"{self._what} gave no answer in {patience_s:g} s")
+            kind, value = self._connection.recv()
+        except (EOFError, ConnectionError) as end:
+            raise _death(self._what, None, self._process.wait(), self._log) from end
+        if kind == _RAISED:
+            error, trace = value
+            raise error from ChildTraceback(trace)
+        if kind == _RETURNED:
+            raise _death(self._what, None, self._process.wait(), self._log)
+        told: tuple[Any, ...] = value
+        return told
+
+
+@contextmanager
+def beside(function: Callable[..., object], *arguments: Any, what: str) -> Iterator[Beside]:
+    """`function(caller, *arguments)` in a new process while the body runs, which ends it; `caller` is a `Caller`.
+
+    `function`, arguments, `what`, and what becomes of the process as with `run`.
+    """
+    with _started(what) as (process, connection, log):
+        with suppress(ConnectionError):  # `heard` says why it is gone
+            connection.send((function, arguments))
+        yield Beside(process, connection, log, what)
 
 
 def run(
@@ -69,17 +143,13 @@ def run(
 
 
 def serve(parent: int, descriptor: int) -> None:
-    """The other end of `run`, in the process it starts."""
+    """The other end of `run` and `beside`, in the process they start."""
     _end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
     connection: Connection = Connection(descriptor)
     function, arguments = connection.recv()
-
-    def tell(*values: Any) -> None:
-        connection.send((_TOLD, values))
-
     try:
-        answer: tuple[str, Any] = (_RETURNED, function(tell, *arguments))
+        answer: tuple[str, Any] = (_RETURNED, function(Caller(connection), *arguments))
     except Exception as error:
         answer = (_RAISED, (_sendable(error), traceback.format_exc()))
     connection.send(answer)

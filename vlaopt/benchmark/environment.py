@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +129,10 @@ def usable_cores(root: Path = ROOT) -> int:
 
 @dataclass(frozen=True)
 class Activity:
-    """Counters that grow as the machine works: jiffies of all CPUs, the busy ones, this process's; throttle events."""
+    """Counters that grow as the machine works: jiffies of all CPUs, the busy ones, its own; throttle events.
+
+    Its own are those of this process and of the ones that it runs beside.
+    """
 
     total: int
     busy: int
@@ -143,18 +146,30 @@ class Activity:
         return max(0, self.busy - before.busy - self.own + before.own) / total if total >= 50 else None
 
 
-def read_activity(root: Path = ROOT) -> Activity | None:
-    """The counters now, or None where the machine has none. Fields as in proc(5), /proc/stat and /proc/PID/stat."""
-    stat, own = read_text(root / "proc/stat"), read_text(root / "proc/self/stat")
+def read_activity(root: Path = ROOT, beside: Sequence[int] = ()) -> Activity | None:
+    """The counters now, or None where the machine has none; `beside` are processes that count as this one's.
+
+    Fields as in proc(5), /proc/stat and /proc/PID/stat.
+    """
+    stat, own = read_text(root / "proc/stat"), _jiffies(root, "self")
     if stat is None or own is None:
         return None
     user, nice, kernel, idle, iowait, irq, softirq, steal = (int(part) for part in stat.split()[1:9])
     busy = user + nice + kernel + irq + softirq + steal
-    # the second field is the command in brackets and may hold spaces
-    utime, stime = own.rpartition(")")[2].split()[11:13]
     counts = (read_text(path) for path in cpus(root, "thermal_throttle/core_throttle_count"))
     throttled = sum(int(count) for count in counts if count)
-    return Activity(busy + idle + iowait, busy, int(utime) + int(stime), throttled)
+    own += sum(_jiffies(root, str(process)) or 0 for process in beside)
+    return Activity(busy + idle + iowait, busy, own, throttled)
+
+
+def _jiffies(root: Path, process: str) -> int | None:
+    """CPU time that a process has taken, in user and kernel mode."""
+    stat = read_text(root / "proc" / process / "stat")
+    if stat is None:
+        return None
+    # the second field is the command in brackets and may hold spaces
+    utime, stime = stat.rpartition(")")[2].split()[11:13]
+    return int(utime) + int(stime)
 
 
 def peak_memory_mib(root: Path = ROOT) -> float | None:
