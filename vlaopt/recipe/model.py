@@ -240,6 +240,13 @@ class Accept(Section):
     )
 
 
+class Sweep(Section):
+    """Values to measure one after another; an empty list measures none."""
+
+    steps: Many[Count] = Field(default=(), description="Numbers of loop steps to measure latency and action error at.")
+    batch: Many[Count] = Field(default=(), description="Numbers of observations at once to measure latency at.")
+
+
 class Bench(Section):
     """How the artifact is measured."""
 
@@ -248,6 +255,10 @@ class Bench(Section):
     back_to_back_s: Annotated[float, Field(gt=0)] = Field(
         default=3.0, description="Length of the back-to-back run, seconds."
     )
+    load: Annotated[int, Field(ge=0, le=1024)] = Field(
+        default=0, description="Processes that keep the machine busy meanwhile, as a robot's planners and cameras do."
+    )
+    sweep: Sweep = Field(default=Sweep(), description="What latency is measured over besides.")
 
 
 class Sections(Section, Generic[TargetT]):
