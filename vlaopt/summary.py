@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.store import Store
@@ -32,7 +32,7 @@ ROUNDS, ITERATIONS = 12, 16
 EAGER = "eager"
 TOGETHER, TURNS_APART = 1 << 30, 2
 """Bytes of FP32 components up to which all forms are open at once, and the turns of larger ones."""
-KEPT = 2
+KEPT = 3
 """Raised when what the store keeps of a summary changes."""
 
 Call = Callable[[Sample], object]
@@ -53,6 +53,14 @@ class Row(Frozen):
     latency_ms: float | None
     action_error_mean: float | None
     action_error_max: float | None
+
+
+class Forms(Frozen):
+    """The rows of a build, how their latencies were measured, and what kept the machine busy meanwhile."""
+
+    rows: tuple[Row, ...]
+    how: str
+    busy: str | None
 
 
 class Summary(Frozen):
@@ -85,19 +93,18 @@ class Summary(Frozen):
 
 
 def summarise(result: Build, store: Store, progress: Progress) -> Summary:
-    """The summary of a build; its latencies are measured once for each set of stage results, then remembered.
+    """The summary of a build; its latencies are measured once for each artifact, then remembered.
 
     A machine that was busy meanwhile is remembered with them.
     """
     started = time.monotonic()
-    key = digest_json({"kept": KEPT, "of": [outcome.artifact.id for outcome in result.outcomes]})
-    measured = store.recall("summaries", key)
-    if measured is None:
+    artifact = result.artifact
+    forms = remembered(artifact, store)
+    if forms is None:
         before = read_activity()
         rows, how = _rows(result, progress)
-        measured = {"rows": [row.model_dump(mode="json") for row in rows], "how": how, "busy": _busy_since(before)}
-        store.remember("summaries", key, measured)
-    artifact = result.artifact
+        forms = Forms(rows=tuple(rows), how=how, busy=_busy_since(before))
+        store.remember("summaries", _key(artifact), forms.model_dump(mode="json"))
     metrics = artifact.manifest.metrics
     engine, verified = metrics.get("engine", {}), metrics.get("verify", {})
     return Summary(
@@ -105,13 +112,13 @@ def summarise(result: Build, store: Store, progress: Progress) -> Summary:
         version=artifact.version,
         target=artifact.manifest.target,
         path=str(artifact.path),
-        rows=tuple(Row.model_validate(row) for row in measured["rows"]),
+        rows=forms.rows,
         components={name: (part["variant"], part["reason"]) for name, part in engine.get("components", {}).items()},
         candidates_ms=engine.get("candidates_p50_ms", {}),
         refused=engine.get("refused", {}),
         precisions=engine.get("precisions", {}),
         gates=verified.get("gates", []),
-        verified_on=_verified_on(verified),
+        verified_on=verified_on(verified),
         graph_check=metrics.get("onnx", {}).get("graph_check"),
         success=verified.get("closed_loop"),
         bench=metrics.get("bench"),
@@ -119,9 +126,31 @@ def summarise(result: Build, store: Store, progress: Progress) -> Summary:
         ran=tuple(outcome.stage for outcome in result.outcomes if not outcome.cached),
         seconds=result.seconds + time.monotonic() - started,
         peak_memory_mib=peak_memory_mib(),
-        how=measured["how"],
-        busy=measured["busy"],
+        how=forms.how,
+        busy=forms.busy,
     )
+
+
+def remembered(artifact: Artifact, store: Store) -> Forms | None:
+    """What this machine measured of the forms that a build's artifact took, or None where it was not built here."""
+    kept = store.recall("summaries", _key(artifact))
+    try:
+        return Forms.model_validate(kept) if kept else None
+    except ValidationError:  # damaged; measured again
+        return None
+
+
+def verified_on(verified: Mapping[str, Any]) -> str:
+    """What stage `verify` ran to get to its metrics `verified`, in words."""
+    elsewhere = verified.get("engine_not_run")
+    if not elsewhere:
+        return f"verified: the engine itself, on {verified['backend']}"
+    return f"verified: the portable graphs on {verified['backend']}; not the engine: {elsewhere}"
+
+
+def _key(artifact: Artifact) -> str:
+    """The artifact's id stands for those of all stages before it: its lineage names them."""
+    return digest_json({"kept": KEPT, "of": artifact.id})
 
 
 def _busy_since(before: Activity | None) -> str | None:
@@ -129,13 +158,6 @@ def _busy_since(before: Activity | None) -> str | None:
     after = read_activity()
     others = after.others_since(before) if after and before else None
     return f"others took {others:.0%} of the CPU time" if others is not None and others > BUSY_SHARE else None
-
-
-def _verified_on(verified: Mapping[str, Any]) -> str:
-    elsewhere = verified.get("engine_not_run")
-    if not elsewhere:
-        return f"verified: the engine itself, on {verified['backend']}"
-    return f"verified: the portable graphs on {verified['backend']}; not the engine: {elsewhere}"
 
 
 def _rows(result: Build, progress: Progress) -> tuple[list[Row], str]:

@@ -153,6 +153,12 @@ class Store:
             return None
         return value if isinstance(value, dict) else None
 
+    def newest(self, kind: str, prefix: str) -> dict[str, Any] | None:
+        """What `remember` kept last of `kind` under a key that starts with `prefix`, or None."""
+        paths = [path for path in (self.root / kind).glob("*.json") if path.name.startswith(prefix)]
+        last = max(paths, key=lambda path: (_modified(path), path.name), default=None)
+        return self.recall(kind, last.stem) if last else None
+
     def _line(self, stage: str, key: str) -> Path:
         return self.root / "journal" / stage / f"{key}.json"
 

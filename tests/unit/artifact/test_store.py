@@ -292,3 +292,13 @@ def test_sixteen_builders_of_one_key_all_succeed(store: Store, publish: Publish)
     assert [builder.exitcode for builder in builders] == [0] * 16
     assert names(store.root / "stages/export") == [KEY]
     assert names(store.root / "journal/export") == [f"{KEY}.json"]
+
+
+def test_the_newest_of_a_kind_is_the_one_written_last_among_its_keys(store: Store) -> None:
+    assert store.newest("bench", "aa-") is None
+    for age, key in enumerate(("aa-new", "aa-old", "bb-newest")):
+        store.remember("bench", key, {"key": key})
+        os.utime(store.root / "bench" / f"{key}.json", (1000.0 - age, 1000.0 - age))
+    assert store.newest("bench", "aa-") == {"key": "aa-new"}
+    (store.root / "bench" / "aa-new.json").write_bytes(b"{")
+    assert store.newest("bench", "aa-") is None
