@@ -116,10 +116,10 @@ class Fit:
 class Facts:
     """All that a report tells. What is None or empty has its reason in `missing`, by the field's name, in words.
 
-    `record_from` says where the record was found. `forms` start with the reference; `forms_how` says how their
-    latencies were measured. `error` is that of the form which runs, on golden observations, `held_out` on observations
-    that nothing was tuned on. `deviations` are the standard deviations of the actions in training, [action_dim].
-    `inputs` are digests of what the stages were made from, such as the checkpoint, as this machine's store knows them.
+    `record_from` says where the record was found. `forms` start with the reference where this machine measured them;
+    `forms_how` then says how. `error` is that of the form which runs, on golden observations, `held_out` on
+    observations that nothing was tuned on. `deviations` are the standard deviations of the actions in training,
+    [action_dim]. `inputs` are digests of what the stages took from outside, such as the checkpoint, by recipe key.
     """
 
     id: str
