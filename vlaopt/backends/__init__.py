@@ -10,7 +10,7 @@ import importlib
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -198,6 +198,30 @@ class Chaining(Protocol):
         The first link is this session's. Inputs come from the links before by their names, or from `tensors`. An euler
         loop starts from `noise`, float32, and gives its state, float32, by the name of its input. None where the
         links cannot be chained: they are then for the caller to run.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DeviceTime:
+    """What one run took by the device's own clock, in ms: computing, and copying its inputs there and outputs back.
+
+    Copies are between host and device, and on the device those of tensors that stay there.
+    """
+
+    compute_ms: float
+    copies_ms: float
+
+
+@runtime_checkable
+class Timing(Protocol):
+    """A session whose device has a clock of its own. One that keeps none of its own, as ONNX Runtime, is not."""
+
+    def device_times(self) -> AbstractContextManager[Sequence[DeviceTime]]:
+        """What every `run` inside takes, in their order. A run outside costs nothing more, one in a chain adds nothing.
+
+        The device waits where the host is slow to give it work, and that counts. A run inside takes the host longer:
+        it is not for measuring wall time.
         """
         ...
 

@@ -37,7 +37,7 @@ class Device:
 
 
 class Library(Protocol):
-    """Memory, streams and graphs of the first GPU. What is made comes with the function that frees it.
+    """Memory, streams, graphs and events of the first GPU. What is made comes with the function that frees it.
 
     Every method raises EnvironmentProblem with CUDA's own reason. Addresses and sizes are in bytes.
     """
@@ -59,6 +59,9 @@ class Library(Protocol):
     def begin(self, stream: int) -> None: ...
     def end(self, stream: int) -> tuple[Any, Free]: ...
     def launch(self, graph: Any, stream: int) -> None: ...
+    def event(self) -> tuple[Any, Free]: ...
+    def record(self, event: Any, stream: int) -> None: ...
+    def elapsed_ms(self, first: Any, last: Any) -> float: ...
 
 
 def cuda_library() -> Library:
@@ -150,6 +153,16 @@ class CudaPython:
     def launch(self, graph: Any, stream: int) -> None:
         self._call("cudaGraphLaunch", graph, stream)
 
+    def event(self) -> tuple[Any, Free]:
+        event = self._call("cudaEventCreate")
+        return event, lambda: self._runtime.cudaEventDestroy(event)
+
+    def record(self, event: Any, stream: int) -> None:
+        self._call("cudaEventRecord", event, stream)
+
+    def elapsed_ms(self, first: Any, last: Any) -> float:
+        return float(self._call("cudaEventElapsedTime", first, last))
+
     def _copy(self, to: int, source: int, size: int, kind: str, stream: int) -> None:
         self._call("cudaMemcpyAsync", to, source, size, getattr(self._runtime.cudaMemcpyKind, kind), stream)
 
@@ -171,6 +184,7 @@ class PyCuda:
     def __init__(self, driver: Any) -> None:
         self._driver = driver
         self._streams: dict[int, Any] = {}
+        self._events: dict[int, Any] = {}
 
     def devices(self) -> int:
         with self._errors():
@@ -194,7 +208,7 @@ class PyCuda:
             stream = self._driver.Stream()
         handle = int(stream.handle)
         self._streams[handle] = stream
-        return handle, lambda: self._drop(handle)
+        return handle, lambda: self._drop(self._streams, handle)
 
     def memory(self, size: int) -> tuple[int, Free]:
         with self._current():
@@ -231,9 +245,23 @@ class PyCuda:
     def launch(self, graph: Any, stream: int) -> None:
         raise EnvironmentProblem("pycuda has no CUDA graphs", hint="pip install cuda-python")
 
-    def _drop(self, handle: int) -> None:
+    def event(self) -> tuple[int, Free]:
         with self._current():
-            del self._streams[handle]  # pycuda destroys a stream with its object
+            event = self._driver.Event()
+        self._events[id(event)] = event
+        return id(event), functools.partial(self._drop, self._events, id(event))
+
+    def record(self, event: int, stream: int) -> None:
+        with self._current():
+            self._events[event].record(self._streams[stream])
+
+    def elapsed_ms(self, first: int, last: int) -> float:
+        with self._current():
+            return float(self._events[last].time_since(self._events[first]))
+
+    def _drop(self, made: dict[int, Any], handle: int) -> None:
+        with self._current():
+            del made[handle]  # pycuda destroys a stream or an event with its object
 
     def _free(self, allocation: Any) -> None:
         with self._current():

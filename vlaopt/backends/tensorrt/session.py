@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlaopt.backends import Euler, Link, Port, Resident, Value, check_feeds
+from vlaopt.backends import DeviceTime, Euler, Link, Port, Resident, Value, check_feeds
 from vlaopt.backends.tensorrt.chain import BACKEND, Chain
 from vlaopt.backends.tensorrt.cuda import Buffer, Capture, Stream
 from vlaopt.backends.tensorrt.log import Log, collector
@@ -72,6 +72,8 @@ class TensorRtSession:
         self._graph_wanted = cuda_graph
         self._chains: dict[tuple[Link, ...], Chain | None] | None = {} if cuda_graph else None
         self._told: dict[str, str] = {}
+        self._events: tuple[Any, ...] = ()
+        self._times: list[DeviceTime] | None = None
         try:
             self._bind()
         except BaseException:
@@ -101,12 +103,26 @@ class TensorRtSession:
             check_feeds(self._inputs, feeds, BACKEND)
             if self._ranges:
                 self._reshape(feeds)
+            if self._times is not None:
+                self._times.append(self._timed(feeds, resident))
+                return self.outcome(resident)
             for port in self._inputs:
                 self.take(port.name, feeds[port.name], self.stream)
             self._execute()
             self.fetch(resident, self.stream)
             self.stream.wait()
             return self.outcome(resident)
+
+    @contextmanager
+    def device_times(self) -> Iterator[Sequence[DeviceTime]]:
+        """As `vlaopt.backends.Timing` says, by CUDA events. Raises EnvironmentProblem where CUDA makes none."""
+        with self.alone():
+            self._events = self._events or tuple(self.stream.event() for _ in range(4))
+        times = self._times = []
+        try:
+            yield times
+        finally:
+            self._times = None
 
     def chain(
         self, links: tuple[Link, ...], tensors: Mapping[str, Value], noise: np.ndarray | None
@@ -130,6 +146,7 @@ class TensorRtSession:
         with self.alone():
             self.buffers.clear()
             self._held.clear()
+            self._events = ()
             self._graph = self._chains = self._context = self._engine = None
             self.stream.close()
 
@@ -156,14 +173,8 @@ class TensorRtSession:
 
     def take(self, name: str, value: Value, stream: Stream) -> None:
         """Queue the copy of an input into its buffer, once for a resident however often it comes."""
-        buffer = self.buffers[name]
-        if not isinstance(value, Resident):
-            self._held.pop(name, None)
-            np.copyto(buffer.view(value.shape), value)
-            stream.upload(buffer, value.shape)
-        elif self._held.get(name) is not value:
-            stream.copy(value.value, buffer, value.shape)
-            self._held[name] = value
+        self._stage(name, value)
+        self._send(name, value, stream)
 
     def forget(self) -> None:
         """The inputs' buffers are written by others: a resident taken before is not there any more."""
@@ -204,14 +215,49 @@ class TensorRtSession:
             if not self._context.set_tensor_address(port.name, buffer.device):
                 raise StageError(f"TensorRT refuses the address of tensor {port.name!r}{said(self._log)}")
 
+    def _stage(self, name: str, value: Value) -> None:
+        """An array into its buffer's memory on the host."""
+        if not isinstance(value, Resident):
+            np.copyto(self.buffers[name].view(value.shape), value)
+
+    def _send(self, name: str, value: Value, stream: Stream) -> None:
+        """Queue the copy of what was staged, or of a resident that the buffer does not hold yet."""
+        buffer = self.buffers[name]
+        if not isinstance(value, Resident):
+            self._held.pop(name, None)
+            stream.upload(buffer, value.shape)
+        elif self._held.get(name) is not value:
+            stream.copy(value.value, buffer, value.shape)
+            self._held[name] = value
+
     def _execute(self) -> None:
-        if self._graph:
-            self._graph.launch()
-            return
-        self.enqueue(self.stream)
+        self._launch()
         if self._graph_wanted:
             self._graph_wanted = False
             self._told["component"] = self._capture()
+
+    def _launch(self) -> None:
+        if self._graph:
+            self._graph.launch()
+        else:
+            self.enqueue(self.stream)
+
+    def _timed(self, feeds: Mapping[str, Value], resident: Collection[str]) -> DeviceTime:
+        """A run between events. All arrays are staged first: the device would wait, and its clock count, for each."""
+        began, sent, ran, fetched = self._events
+        for name, value in feeds.items():
+            self._stage(name, value)
+        self.stream.record(began)
+        for name, value in feeds.items():
+            self._send(name, value, self.stream)
+        self.stream.record(sent)
+        self._launch()
+        self.stream.record(ran)
+        self.fetch(resident, self.stream)
+        self.stream.record(fetched)
+        self.stream.wait()
+        elapsed_ms = self.stream.elapsed_ms
+        return DeviceTime(elapsed_ms(sent, ran), elapsed_ms(began, sent) + elapsed_ms(ran, fetched))
 
     def _chained(self, links: tuple[Link, ...]) -> Chain | None:
         sessions = tuple(link.session for link in links if isinstance(link.session, TensorRtSession))
