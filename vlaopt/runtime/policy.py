@@ -41,7 +41,7 @@ class Policy:
         missing = [name for name in spec.order() if name not in sessions]
         if missing:
             raise InputError(f"there is no engine for component {missing[0]!r}")
-        self._sessions = {name: sessions[name] for name in spec.order()}
+        self.sessions: Mapping[str, Session] = {name: sessions[name] for name in spec.order()}
         self._seed = seed
         self._stepper = Stepper(spec, self._predict_one)
         self.reset()
@@ -53,7 +53,7 @@ class Policy:
 
     def told(self) -> dict[str, tuple[str, ...]]:
         """What its components' sessions say of how they ran, such as whether as a CUDA graph; most say nothing."""
-        return {name: said for name, session in self._sessions.items() if (said := backends.told(session))}
+        return {name: said for name, session in self.sessions.items() if (said := backends.told(session))}
 
     def reset(self) -> None:
         """Start a new episode: forget what `predict` remembers and start the noise again from the seed."""
@@ -113,7 +113,7 @@ class Policy:
             check_guidance(self.spec, guidance)
             if guidance.left_over is not None:
                 steered = steer(self.spec, guidance, self.processors.in_policy_units(guidance.left_over))
-        return self.processors.actions(run_loop(self.spec, self._sessions, tensors, noise, tap, steer=steered))
+        return self.processors.actions(run_loop(self.spec, self.sessions, tensors, noise, tap, steer=steered))
 
 
 def open(

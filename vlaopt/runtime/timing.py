@@ -3,7 +3,6 @@ never do on a robot."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from vlaopt.backends import Session, Value
 from vlaopt.benchmark.compare import interleave
+from vlaopt.benchmark.schedule import SYSTEM_CLOCK, Clock
 from vlaopt.benchmark.statistics import nearest_rank
 from vlaopt.runtime.golden import Sample, of_sample
 from vlaopt.runtime.policy import Policy
@@ -31,7 +31,8 @@ def component_times(
     policy of a variant's sessions; `rounds` and `iterations` are those of `interleave`.
     """
     watched = {
-        label: {name: _Timed(session) for name, session in sessions.items()} for label, sessions in variants.items()
+        label: {name: TimedSession(session) for name, session in sessions.items()}
+        for label, sessions in variants.items()
     }
     calls: dict[str, Callable[[Sample], object]] = {
         label: of_sample(assembled(sessions).predict_chunk) for label, sessions in watched.items()
@@ -45,22 +46,23 @@ def component_times(
     }
 
 
-class _Timed:
-    """A session that keeps the time of its calls."""
+class TimedSession:
+    """A session that keeps the time of its calls, in ms. What runs components at once runs those one by one."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, clock: Clock = SYSTEM_CLOCK) -> None:
         self._session = session
+        self._clock = clock
         self.inputs, self.outputs = session.inputs, session.outputs
-        self._times_ms: list[float] = []
+        self.times_ms: list[float] = []
 
     def run(self, feeds: Mapping[str, Value], resident: Collection[str] = ()) -> dict[str, Any]:
-        started = time.perf_counter_ns()
+        started_ns = self._clock.now_ns()
         outputs = self._session.run(feeds, resident)
-        self._times_ms.append((time.perf_counter_ns() - started) / 1e6)
+        self.times_ms.append((self._clock.now_ns() - started_ns) / 1e6)
         return outputs
 
     def chunk_ms(self, warmups: int, measured: int, quantile: float) -> float:
         """From its calls in the `measured` chunks that came after `warmups`."""
-        per_chunk = len(self._times_ms) / (warmups + measured)
-        calls = np.sort(np.asarray(self._times_ms[int(per_chunk * warmups) :], np.float64))
+        per_chunk = len(self.times_ms) / (warmups + measured)
+        calls = np.sort(np.asarray(self.times_ms[int(per_chunk * warmups) :], np.float64))
         return nearest_rank(calls, quantile) * per_chunk
