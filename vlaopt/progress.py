@@ -16,6 +16,13 @@ class Progress(Protocol):
         """A piece of work of `total` items (None: unknown), open for the length of the `with` block."""
         ...
 
+    def still(self) -> AbstractContextManager[Callable[[str], None]]:
+        """Nothing is drawn for the length of the block, where it would disturb what is measured.
+
+        The function it gives says what comes next, at once and never while a clock runs.
+        """
+        ...
+
 
 class Task(Protocol):
     """One open piece of work."""
@@ -38,6 +45,10 @@ class Silent:
     def task(self, label: str, total: int | None = None) -> AbstractContextManager[Task]:
         """A task that shows nothing."""
         return nullcontext(SilentTask())
+
+    def still(self) -> AbstractContextManager[Callable[[str], None]]:
+        """Nothing is drawn anyway, and what comes next is not said."""
+        return nullcontext(lambda phase: None)
 
 
 def track(progress: Progress, label: str, items: Iterable[Item], total: int | None = None) -> Iterator[Item]:

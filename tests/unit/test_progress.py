@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 
@@ -30,6 +30,9 @@ class Watched:
             yield Counted()
         finally:
             watched.append(f"{label} at {done}")
+
+    def still(self) -> AbstractContextManager[Callable[[str], None]]:
+        return nullcontext(self.seen.append)
 
 
 def test_one_phase_at_a_time_is_shown() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -55,6 +55,15 @@ class Terminal:
             self._bars.remove_task(identity)
         if self._depth == 0 and (seconds := time.monotonic() - started) > SLOW_S:
             self._bars.console.print(f"{label}: {seconds:.1f} s")
+
+    @contextmanager
+    def still(self) -> Iterator[Callable[[str], None]]:
+        """Take the bars away, with the thread that draws them; what comes next is a line that stays."""
+        self._bars.stop()
+        try:
+            yield self._bars.console.print
+        finally:
+            self._bars.start()
 
 
 @contextmanager

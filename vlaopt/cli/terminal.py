@@ -7,8 +7,8 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from vlaopt.progress import Silent, Task
@@ -37,6 +37,10 @@ class Log:
         seconds = time.monotonic() - started
         if seconds > SLOW_S:
             note(f"{label}: {f'{total} in ' if total else ''}{seconds:.1f} s")
+
+    def still(self) -> AbstractContextManager[Callable[[str], None]]:
+        """A log draws nothing; what comes next is a line."""
+        return nullcontext(note)
 
 
 @contextmanager

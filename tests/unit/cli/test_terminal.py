@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def test_work_that_failed_leaves_no_line(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match="broken"), drawn(console) as progress, progress.task("prune"):
         raise ValueError("broken")
     assert "prune: " not in stream.getvalue()
+
+
+def test_nothing_is_drawn_while_something_is_measured() -> None:
+    console, stream = shown()
+    with drawn(console) as progress, progress.task("bench"), progress.still() as say:
+        say("paced at [20] Hz")
+        drawn_before = stream.getvalue()
+        time.sleep(0.3)  # bars are drawn ten times a second
+        assert stream.getvalue() == drawn_before
+        assert drawn_before.rstrip().endswith("paced at [20] Hz")
+    assert stream.getvalue() != drawn_before
 
 
 def test_a_task_of_unknown_length_counts_nothing() -> None:
