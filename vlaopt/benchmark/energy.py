@@ -1,45 +1,50 @@
-"""Energy of the CPU packages, from the counters of Intel and AMD (RAPL). Unknown is a reason, never zero."""
+"""Energy from readings of counters and of power. Unknown is a reason, never zero; knows no probe and no policy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-# The counter wraps at its range; a package below this power cannot have wrapped twice unseen.
-_MAX_WATTS = 1000
+import numpy as np
 
+from vlaopt.benchmark.sampling import Readings
 
-@dataclass(frozen=True)
-class EnergyReading:
-    """Each package's counter and the range at which it wraps, in µJ. Linux: Documentation/power/powercap."""
-
-    counters_uj: tuple[int, ...]
-    ranges_uj: tuple[int, ...]
-
-    def joules_since(self, before: EnergyReading, elapsed_s: float) -> float | None:
-        """Energy of all packages since `before`, one wrap allowed; None when there may have been more."""
-        if any(elapsed_s * _MAX_WATTS * 1e6 > limit for limit in self.ranges_uj):
-            return None
-        pairs = zip(self.counters_uj, before.counters_uj, self.ranges_uj, strict=True)
-        return sum((now - then) % (limit + 1) for now, then, limit in pairs) / 1e6
+COVERED = 0.9
+"""A name must be read over so much of the time; what it draws in the rest is taken to be the same."""
 
 
-def _is_package(zone: Path) -> bool:
-    """Zones also name parts of a package, and the whole board (psys), which would count it twice."""
-    try:
-        return (zone / "name").read_text().startswith("package")
-    except OSError:
-        return False
+def joules(readings: Readings, names: Sequence[str]) -> dict[str, float] | str:
+    """Energy of each name from the first to the last reading, or the reason why one of them cannot be told.
+
+    A counter (`energy_j`) by its difference, for it misses nothing between
+    readings; power (`power_w`) by the trapezoidal rule. None is left out of a sum: a part would pass for the whole.
+    """
+    if not names:
+        return "no source of energy on this machine"
+    found = {}
+    for name in names:
+        spent = _joules(readings, name)
+        if isinstance(spent, str):
+            return f"{name} {spent}"
+        found[name] = spent
+    return found
 
 
-def read_energy(root: Path) -> EnergyReading | str:
-    """The counters below `root`, or the reason why there are none."""
-    packages = [path for path in sorted((root / "sys/class/powercap").glob("intel-rapl:*")) if _is_package(path)]
-    if not packages:
-        return "no RAPL counters"
-    try:
-        counters = tuple(int((path / "energy_uj").read_text()) for path in packages)
-        ranges = tuple(int((path / "max_energy_range_uj").read_text()) for path in packages)
-    except OSError as error:
-        return f"RAPL counters cannot be read: {error.strerror}"
-    return EnergyReading(counters, ranges)
+def elapsed_s(readings: Readings) -> float:
+    """Seconds from the first reading to the last."""
+    return (readings[-1][0] - readings[0][0]) / 1e9 if readings else 0.0
+
+
+def _joules(readings: Readings, name: str) -> float | str:
+    counter = [(moment, state.energy_j[name]) for moment, state in readings if name in state.energy_j]
+    known = counter or [(moment, state.power_w[name]) for moment, state in readings if name in state.power_w]
+    whole_s = elapsed_s(readings)
+    if len(known) < 2:
+        return f"was read {len(known)} times, two are needed"
+    seconds = np.asarray([moment - known[0][0] for moment, _ in known], np.float64) / 1e9
+    values = np.asarray([value for _, value in known], np.float64)
+    if not seconds[-1] >= COVERED * whole_s > 0:
+        return f"was read for {seconds[-1]:.3g} s of {whole_s:.3g} s only"
+    if counter and (np.diff(values) < 0).any():
+        return "is a counter that went back"
+    spent = values[-1] - values[0] if counter else ((values[1:] + values[:-1]) / 2 * np.diff(seconds)).sum()
+    return float(spent * whole_s / seconds[-1])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from vlaopt.benchmark import energy, environment, verdict
+from vlaopt.benchmark import energy, environment, load, verdict
 from vlaopt.benchmark.record import Actions, BackToBack, BenchRecord, BenchSettings, Energy, Paced, Subject, WakeUp
+from vlaopt.benchmark.sampling import Readings, Sampler
 from vlaopt.benchmark.schedule import SYSTEM_CLOCK, Clock, Ticks, run_ticks
-from vlaopt.benchmark.statistics import Distribution, median, percentile, summarise
+from vlaopt.benchmark.statistics import Distribution, median, summarise
+from vlaopt.benchmark.timeline import timeline
 from vlaopt.errors import InputError
 from vlaopt.machine.system import ROOT
 
@@ -21,11 +23,14 @@ Sample = Any
 """What a call takes: an observation, alone or with its noise."""
 Call = Callable[[Sample], Array]
 Difference = Callable[[Array, Array], float]
+Result = TypeVar("Result")
 
 WARMUP_WINDOW = 25
 WARMUP_DRIFT = 0.02
 WARMUP_MOST = 2000
-IDLE_S = 1.0
+IDLE_S = 2.0
+"""For how long the machine's power is read while the policy rests."""
+OVERHEAD_TURNS = 500
 
 
 def measure(
@@ -37,8 +42,8 @@ def measure(
     tolerance: float | Difference | None = None,
     subject: Subject | None = None,
     machine: environment.Environment | None = None,
-    cold_start_ms: float | None = None,
-    components: Callable[[], Mapping[str, float]] | None = None,
+    sampler: Sampler | None = None,
+    on_tick: Callable[[int], None] | None = None,
     clock: Clock = SYSTEM_CLOCK,
     root: Path = ROOT,
     on_progress: Callable[[str], None] | None = None,
@@ -48,30 +53,35 @@ def measure(
     observations: distinct ones, each as `call` takes it, cycled in an order drawn from the seed; expected: the chunk
     of each.
     tolerance: largest absolute difference allowed, or a function of (actions, expected) that is above 1 if they differ.
-    machine: where this runs (read from `root` when None). cold_start_ms: from opening the policy to its first action.
-    components: milliseconds each component took in the latest call, where the policy keeps count.
-    on_progress: told the phase before it starts; nothing is drawn while a clock runs.
+    machine: where this runs (read from `root` when None). sampler: one that runs, for the timeline and the energy.
+    on_tick: told the latency in ns of each paced tick when its call is over. on_progress: told the phase before it
+    starts. Nothing is drawn while a clock runs. The settings' load works from before the warm-up to the end.
 
-    Raises InputError for no observations, a number of expected chunks that differs, or expected without tolerance.
+    Raises InputError for no observations, a number of expected chunks that differs, or expected without tolerance, and
+    StageError for a load that does not get going.
     """
     tell = on_progress or (lambda phase: None)
     check = ActionCheck(expected, _difference(observations, expected, tolerance))
     machine = machine or environment.read_environment(root=root)
     order = np.random.default_rng(settings.seed).permutation(len(observations)).tolist()
     calls = _Calls(call, observations, order, check, clock)
-    tell("idle")
-    idle_watts = _idle_watts(root, clock)
-    tell("warm-up")
-    warmed, stable = _warm_up(calls, settings)
-    overhead_us = _overhead_us(calls)
-    check.checked = 0
-    tell("back-to-back")
-    back_to_back = _back_to_back(calls, settings.back_to_back_s)
-    tell("paced")
-    calls.components = components
-    before = environment.read_activity(root)
-    paced, spent = _paced(calls, settings, root, idle_watts)
-    after = environment.read_activity(root)
+    with load.busy(settings.load, settings.seed) as working:
+        tell("idle")
+        idle = _rest(sampler, clock)
+        tell("warm-up")
+        warmed, stable = _warm_up(calls, settings)
+        overhead_us = _overhead_us(calls)
+        check.checked = 0
+        tell("back-to-back")
+        back_to_back = _back_to_back(calls, settings.back_to_back_s)
+        tell("paced")
+        own = (*working.processes, *(sampler.processes if sampler else ()))
+        before = environment.read_activity(root, own)
+        happened, readings = _watched(sampler, lambda: _paced(calls, settings, on_tick))
+        after = environment.read_activity(root, own)
+        load_lost = working.lost()
+    paced = _account(happened, settings.hz)
+    seen = timeline(readings, first_tick_ns=happened.first_ns, period_s=sampler.period_s) if sampler else None
     evidence = verdict.Evidence(
         paced=paced,
         back_to_back=back_to_back,
@@ -84,6 +94,11 @@ def measure(
         throttle_events=after.throttled - before.throttled if after and before else 0,
         actions_wrong=check.wrong(),
         actions_checked=check.checked,
+        load_lost=load_lost,
+        timeline=seen,
+        unlocked=any(state.held is False for _, state in readings),
+        gpu_programs=max((state.gpu_processes or 0 for _, state in readings), default=0) if machine.gpu else 0,
+        unread=sampler.failure if sampler else None,
     )
     answer, reasons = verdict.judge(evidence)
     return BenchRecord(
@@ -92,16 +107,14 @@ def measure(
         settings=settings,
         verdict=answer,
         reasons=reasons,
-        cold_start_ms=cold_start_ms,
         warmup_iterations=warmed,
         paced=paced,
         back_to_back=back_to_back,
-        components_ms={name: percentile(times, 0.5) for name, times in sorted(calls.component_ms.items())},
-        peak_memory_mib=environment.peak_memory_mib(root),
-        energy=spent,
+        energy=_energy(sampler, readings, idle, chunks=paced.ticks - len(paced.dropped)),
         overhead_us=overhead_us,
         others_cpu_share=evidence.others_cpu_share,
         actions=Actions(checked=check.checked, worst_difference=check.worst()),
+        timeline=seen,
     )
 
 
@@ -151,8 +164,6 @@ class _Calls:
         self.order = order
         self.check = check
         self.clock = clock
-        self.components: Callable[[], Mapping[str, float]] | None = None
-        self.component_ms: dict[str, list[float]] = {}
         self.count = 0
 
     def once(self) -> tuple[int, int]:
@@ -164,9 +175,6 @@ class _Calls:
         actions = self.call(observation)
         end_ns = self.clock.now_ns()
         self.check.look(index, actions)
-        if self.components is not None:
-            for name, milliseconds in self.components().items():
-                self.component_ms.setdefault(name, []).append(milliseconds)
         return start_ns, end_ns
 
 
@@ -201,19 +209,18 @@ def _warm_up(calls: _Calls, settings: BenchSettings) -> tuple[int, bool]:
     return len(latencies), False
 
 
-def _overhead_us(calls: _Calls, batches: int = 5, batch: int = 100) -> float:
-    """What a turn of the loop costs around a call that does nothing, action check included, in µs."""
+def _overhead_us(calls: _Calls) -> float:
+    """What a turn of the loop costs around a call that does nothing, action check included: the median of turns, µs."""
     expected = calls.check.expected
     actions = expected[0] if expected else np.zeros((1, 1), np.float32)
     check = ActionCheck([actions] if expected else None, calls.check.difference)
     empty = _Calls(lambda observation: actions, calls.observations, [0], check, calls.clock)
-    costs = []
-    for _ in range(batches):
+    turns_us = []
+    for _ in range(OVERHEAD_TURNS):
         start_ns = calls.clock.now_ns()
-        for _ in range(batch):
-            empty.once()
-        costs.append((calls.clock.now_ns() - start_ns) / batch / 1e3)
-    return round(median(costs), 3)
+        empty.once()
+        turns_us.append((calls.clock.now_ns() - start_ns) / 1e3)
+    return round(median(turns_us), 3)
 
 
 def _back_to_back(calls: _Calls, seconds: float) -> BackToBack:
@@ -233,14 +240,9 @@ def _back_to_back(calls: _Calls, seconds: float) -> BackToBack:
     )
 
 
-def _paced(calls: _Calls, settings: BenchSettings, root: Path, idle_watts: float | None) -> tuple[Paced, Energy]:
-    """The paced run, and the energy of each chunk it computed."""
+def _paced(calls: _Calls, settings: BenchSettings, on_tick: Callable[[int], None] | None) -> Ticks:
     ticks = max(1, math.ceil(settings.duration_s * settings.hz - 1e-9))
-    before, start_ns = energy.read_energy(root), calls.clock.now_ns()
-    happened = run_ticks(lambda: calls.once()[1], ticks=ticks, hz=settings.hz, clock=calls.clock)
-    after, elapsed_s = energy.read_energy(root), (calls.clock.now_ns() - start_ns) / 1e9
-    spent = _energy(before, after, elapsed_s, ticks - len(happened.dropped), idle_watts)
-    return _account(happened, settings.hz), spent
+    return run_ticks(lambda: calls.once()[1], ticks=ticks, hz=settings.hz, clock=calls.clock, on_tick=on_tick)
 
 
 def _account(happened: Ticks, hz: float) -> Paced:
@@ -256,7 +258,7 @@ def _account(happened: Ticks, hz: float) -> Paced:
         ticks=len(samples_ms),
         misses=misses,
         miss_rate=misses / len(samples_ms),
-        dropped=happened.dropped,
+        dropped=tuple(happened.dropped),
         wake_up=WakeUp(
             p50_us=median(wake_ups_us) if wake_ups_us else None, max_us=max(wake_ups_us) if wake_ups_us else None
         ),
@@ -275,30 +277,40 @@ def _jitter(latency: Distribution) -> float | None:
     return round(latency.p99.value - latency.p50.value, 3)
 
 
-def _idle_watts(root: Path, clock: Clock) -> float | None:
-    """What the machine draws while this process sleeps; no time is spent where there is no counter."""
-    before, start_ns = energy.read_energy(root), clock.now_ns()
-    if isinstance(before, str):
-        return None
-    clock.sleep_until(start_ns + round(IDLE_S * 1e9))
-    after, elapsed_s = energy.read_energy(root), (clock.now_ns() - start_ns) / 1e9
-    joules = None if isinstance(after, str) else after.joules_since(before, elapsed_s)
-    return None if joules is None else joules / elapsed_s
+def _watched(sampler: Sampler | None, work: Callable[[], Result]) -> tuple[Result, Readings]:
+    """What `work` gives, and the states of the machine from just before it to just after it."""
+    if sampler is None:
+        return work(), []
+    sampler.read()
+    first = max(0, len(sampler.states) - 1)
+    result = work()
+    sampler.read()
+    return result, sampler.states[first:]
 
 
-def _energy(
-    before: energy.EnergyReading | str,
-    after: energy.EnergyReading | str,
-    elapsed_s: float,
-    chunks: int,
-    idle_watts: float | None,
-) -> Energy:
-    if isinstance(before, str):
-        return Energy(reason=f"not available: {before}")
-    if isinstance(after, str):
-        return Energy(reason=f"not available: {after}")
-    joules = after.joules_since(before, elapsed_s)
-    if joules is None:
-        return Energy(reason="not available: the run is longer than the counter's range")
-    above = None if idle_watts is None else round((joules - idle_watts * elapsed_s) / chunks, 6)
-    return Energy(joules=round(joules / chunks, 6), joules_above_idle=above, source="rapl packages")
+def _rest(sampler: Sampler | None, clock: Clock) -> Readings:
+    """States while the policy rests; no time is spent where no energy is told."""
+    if sampler is None or not sampler.board:
+        return []
+    return _watched(sampler, lambda: clock.sleep_until(clock.now_ns() + round(IDLE_S * 1e9)))[1]
+
+
+def _energy(sampler: Sampler | None, readings: Readings, idle: Readings, chunks: int) -> Energy:
+    if sampler is None:
+        return Energy(reason="not available: the machine's state was not read")
+    if sampler.failure or not sampler.board:
+        reason = sampler.failure or sampler.missing.get("energy_j", "no source of energy on this machine")
+        return Energy(reason=f"not available: {reason}")
+    parts, resting = energy.joules(readings, sampler.board), energy.joules(idle, sampler.board)
+    if isinstance(parts, str):
+        return Energy(reason=f"not available: {parts}")
+    joules, above = sum(parts.values()), None
+    if not isinstance(resting, str):
+        watts = sum(resting.values()) / energy.elapsed_s(idle)
+        above = round((joules - watts * energy.elapsed_s(readings)) / chunks, 6)
+    return Energy(
+        joules=round(joules / chunks, 6),
+        joules_above_idle=above,
+        parts={name: round(value / chunks, 6) for name, value in parts.items()},
+        source=" + ".join(sampler.sources),
+    )

@@ -77,9 +77,10 @@ class BackToBack(Part):
 
 
 class Energy(Part):
-    """Joules per action chunk in the paced run, counted and less what the idle machine draws; or why none.
+    """Joules per action chunk in the paced run, or why none: from one period before the first tick to the last action.
 
-    `parts` is `joules` by counter or rail.
+    `joules_above_idle` is less what the machine drew in two seconds while the policy rested and its load, if any, did
+    not. `parts` is `joules` by counter or rail, `source` the probes that told them.
     """
 
     joules: float | None = None

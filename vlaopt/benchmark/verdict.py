@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlaopt.benchmark.record import BackToBack, Paced, Verdict
-from vlaopt.benchmark.statistics import mann_whitney, median, minimum_samples
+import numpy as np
+
+from vlaopt.benchmark.record import BackToBack, Paced, Timeline, Verdict
+from vlaopt.benchmark.statistics import mann_whitney, median, minimum_samples, nearest_rank
 
 BUSY_SHARE = 0.10
 OVERHEAD_LIMIT_US = 30.0
 DRIFT_LIMIT = 0.05
+HEATING_LIMIT_C = 3.0
+"""More than the steps of 1 °C in which drivers and boards tell temperatures, and what moves between two ticks."""
+FEWEST_TEMPERATURES = 5
+"""In a quarter: that five readings of one law all lie above five others is chance once in 252 times."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was seen beside the latencies. `actions_wrong` says how actions differ; `others_cpu_share` None: unknown."""
+    """What was seen beside the latencies.
+
+    `actions_wrong` says how actions differ, `unread` why the machine's state could not be read to the end;
+    `others_cpu_share` None: unknown. `load_lost` are processes of the load that ended in the run.
+    """
 
     paced: Paced
     back_to_back: BackToBack
@@ -27,6 +37,11 @@ class Evidence:
     throttle_events: int
     actions_wrong: str | None
     actions_checked: int
+    load_lost: int
+    timeline: Timeline | None
+    unlocked: bool
+    gpu_programs: int
+    unread: str | None
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, tuple[str, ...]]:
@@ -40,8 +55,12 @@ def _invalid(evidence: Evidence) -> list[str]:
     reasons = []
     if evidence.actions_wrong is not None:
         reasons.append(f"actions differ: {evidence.actions_wrong}")
-    if evidence.throttle_events:
+    throttling = evidence.timeline.throttling if evidence.timeline else {}
+    reasons += [f"throttled: {why}, at {share:.0%} of the readings" for why, share in throttling.items()]
+    if evidence.throttle_events and not throttling:
         reasons.append(f"the CPU throttled {evidence.throttle_events} times during the run")
+    if evidence.load_lost:
+        reasons.append(f"{evidence.load_lost} processes of the load ended during the run")
     return reasons
 
 
@@ -59,8 +78,15 @@ def _doubts(evidence: Evidence) -> list[str]:
         reasons.append(f"warm-up did not become stable in {evidence.warmed} calls")
     if evidence.governor not in (None, "performance"):
         reasons.append(f"clocks not locked: governor {evidence.governor}")
+    elif evidence.unlocked:
+        reasons.append("clocks not locked")
     if evidence.others_cpu_share is not None and evidence.others_cpu_share > BUSY_SHARE:
         reasons.append(f"busy machine: others took {evidence.others_cpu_share:.0%} of the CPU time")
+    if evidence.gpu_programs:
+        reasons.append(f"busy GPU: {evidence.gpu_programs} other programs on it")
+    if evidence.unread is not None:
+        reasons.append(f"the machine's state is not known to the end: {evidence.unread}")
+    reasons += _heating(evidence.timeline)
     drift = _drift(evidence.paced.samples_ms)
     if drift is not None:
         reasons.append(f"latency drifts: {drift:+.0%} from the first to the last quarter of the run")
@@ -79,3 +105,23 @@ def _drift(samples_ms: tuple[float, ...]) -> float | None:
     before = median(first)
     change = (median(last) - before) / before if before > 0 else 0.0
     return change if abs(change) > DRIFT_LIMIT and mann_whitney(first, last) < 0.01 else None
+
+
+def _heating(timeline: Timeline | None) -> list[str]:
+    """Sensors that did not stand still: the medians of the outer quarters of the run are more than 3 °C apart.
+
+    And nine in ten readings of the one lie beyond nine in ten of the other, for a core's sensor jumps with its work.
+    """
+    reasons = []
+    for name, readings in timeline.series.items() if timeline else ():
+        known = [value for value in readings if value is not None]
+        quarter = len(known) // 4
+        if not name.startswith("temperature_c.") or quarter < FEWEST_TEMPERATURES:
+            continue
+        first, last = np.sort(known[:quarter]), np.sort(known[-quarter:])
+        change = nearest_rank(last, 0.5) - nearest_rank(first, 0.5)
+        cooler, warmer = (first, last) if change > 0 else (last, first)
+        if abs(change) > HEATING_LIMIT_C and nearest_rank(warmer, 0.1) > nearest_rank(cooler, 0.9):
+            sensor = name.removeprefix("temperature_c.")
+            reasons.append(f"temperature not settled: {sensor} {change:+.0f} °C from the first to the last quarter")
+    return reasons

@@ -1,4 +1,4 @@
-"""A clock that moves only when told, a policy of known latency, and a machine made of files."""
+"""A clock that moves only when told, a policy of known latency, and a machine made of files and told states."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 
 from vlaopt.benchmark.measure import Call, measure
 from vlaopt.benchmark.record import BenchRecord, BenchSettings
+from vlaopt.benchmark.sampling import Sampler
+from vlaopt.machine.state import State
 
 OBSERVATIONS = [{"state": np.full(4, index, np.float32)} for index in range(8)]
 CHUNKS = [np.full((10, 4), index, np.float32) for index in range(8)]
@@ -68,6 +70,22 @@ class FakePolicy:
         return CHUNKS[index].copy()
 
 
+class FakeSampler(Sampler):
+    """Reads a state told by the time in s, at each half second of the fake clock that has passed and when asked."""
+
+    def __init__(self, clock: FakeClock, state: Callable[[float], State]) -> None:
+        super().__init__(period_s=0.5)
+        self.clock = clock
+        self.state = state
+        self.missing = {"energy_j": "no RAPL counters"}
+
+    def read(self) -> None:
+        now_ns = self.clock.now_ns()
+        last_ns = self.states[-1][0] if self.states else now_ns
+        moments_ns = [*range(last_ns + 500_000_000, now_ns, 500_000_000), now_ns]
+        self.states += [(moment_ns, self.state(moment_ns / 1e9)) for moment_ns in moments_ns]
+
+
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
@@ -77,6 +95,12 @@ def clock() -> FakeClock:
 def policy(clock: FakeClock) -> Callable[[Callable[[int], float]], FakePolicy]:
     """Makes a policy from the law of its latencies."""
     return lambda latency_ms: FakePolicy(clock, latency_ms)
+
+
+@pytest.fixture
+def sampler(clock: FakeClock) -> FakeSampler:
+    """A sampler on the fake clock whose machine tells nothing; give it another `state`."""
+    return FakeSampler(clock, lambda seconds: State())
 
 
 @pytest.fixture
@@ -100,11 +124,17 @@ def jetson(tree: Callable[[Mapping[str, str]], Path]) -> Path:
 
 
 @pytest.fixture
-def bench(clock: FakeClock, jetson: Path) -> Callable[..., BenchRecord]:
+def bench(clock: FakeClock, sampler: FakeSampler, jetson: Path) -> Callable[..., BenchRecord]:
     """Measures a call on the quiet machine; keywords as of `measure`, with the expected chunks given by default."""
 
     def run(call: Call, **settings: Any) -> BenchRecord:
-        given = {"expected": CHUNKS, "tolerance": 0.01, "settings": BenchSettings(), **settings}
+        given = {
+            "expected": CHUNKS,
+            "tolerance": 0.01,
+            "settings": BenchSettings(),
+            "sampler": sampler,
+            **settings,
+        }
         return measure(call, given.pop("observations", OBSERVATIONS), clock=clock, root=jetson, **given)
 
     return run
