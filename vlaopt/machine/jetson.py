@@ -18,19 +18,32 @@ JETPACKS = {
     "36.4.0": "6.1",
     "36.4.3": "6.2",
     "36.4.4": "6.2.1",
+    "36.4.7": "6.2.1",
+    "36.5.0": "6.2.2",
     "38.2.0": "7.0",
     "38.2.1": "7.0",
+    "38.2.2": "7.0",
     "38.4.0": "7.1",
     "39.2.0": "7.2",
     "39.2.1": "7.2.1",
 }
 """JetPack by Jetson Linux, for machines on which JetPack's packages are not installed.
 
-Source: NVIDIA's JetPack archive (developer.nvidia.com/embedded/jetpack-archive).
+Source: NVIDIA's JetPack archive (developer.nvidia.com/embedded/jetpack-archive); jetson-stats 7.2 for 36.4.7, 36.5.0
+and 38.2.2.
 """
 
 CHIPS = {"tegra194": ("Xavier", "7.2"), "tegra234": ("Orin", "8.7"), "tegra264": ("Thor", "11.0")}
 """GPU and compute capability of NVIDIA's systems on chip. Source: developer.nvidia.com/cuda-gpus."""
+
+
+_GPU = re.compile(r"\.(gpu|ga10b|gv11b)$|^gpu-gpc-\d+$")
+"""Devfreq's names of GPUs: 17000000.gpu on Orin (.ga10b to JetPack 5), gpu-gpc-0 on Thor (gpu-nvd-0 is for video)."""
+
+
+def is_jetson(root: Path) -> bool:
+    """Also in a container, which often has neither a device tree nor NVIDIA's release file."""
+    return bool(l4t(root) or chip(root) or gpu_clocks(root))
 
 
 def l4t(root: Path) -> str | None:
@@ -48,6 +61,11 @@ def chip(root: Path) -> str | None:
     """The system on chip, `tegra234`, from the device tree."""
     found = re.search(r"nvidia,(tegra\d+)\b", read_text(root / "proc/device-tree/compatible") or "")
     return found[1] if found else None
+
+
+def gpu_clocks(root: Path) -> list[Path]:
+    """Devfreq's folders of the GPU's clocks. Empty on other machines."""
+    return [folder for folder in sorted((root / "sys/class/devfreq").glob("*")) if _GPU.search(folder.name)]
 
 
 def power_modes(root: Path) -> dict[int, str]:
