@@ -12,16 +12,23 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from vlaopt.hashing import digest_json
+from vlaopt.machine import jetson
 from vlaopt.machine import system as machine
+from vlaopt.machine.gpu import module_version
+from vlaopt.machine.sources import Sources
+from vlaopt.machine.state import State
 from vlaopt.machine.system import ROOT, cpus, field, read_text
 
 _INSTRUCTION_SETS = re.compile(r"(avx|amx|sse4|fma$|f16c|asimd|sve|sme(?!p)|i8mm|bf16|fphp|dotprod)")
+_OF_THE_MOMENT = {"load_average", "frequency_mhz", "clocks_mhz", "temperatures_c", "gpu_processes"}
 
 
 class Environment(BaseModel):
-    """Where a measurement was made. Frequencies in MHz, memory in MiB; None means not available.
+    """Where a measurement was made. Frequencies in MHz, memory in MiB, temperatures in °C; None means not available.
 
-    `libraries` and `gpu` (its name alone; a driver's version belongs to `libraries`) come from whoever drives them.
+    `libraries` and `gpu` (its name alone) come from whoever drives them, `driver` is NVIDIA's. `clocks_mhz`,
+    `temperatures_c` and `gpu_processes` (other programs on the GPU) are of the start. `clocks_held` is whether all
+    clocks that tell are fixed, `locked` what was locked for this measurement.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -46,10 +53,17 @@ class Environment(BaseModel):
     virtual: bool
     libraries: dict[str, str]
     gpu: str | None
+    driver: str | None = None
+    power_mode: str | None = None
+    clocks_held: bool | None = None
+    locked: tuple[str, ...] = ()
+    clocks_mhz: dict[str, float] = {}
+    temperatures_c: dict[str, float] = {}
+    gpu_processes: int | None = None
 
     def comparable(self) -> dict[str, object]:
-        """What two measurements must share to be compared: all but the load and the frequency of the moment."""
-        shared = self.model_dump(mode="json", exclude={"load_average", "frequency_mhz", "memory_mib"})
+        """What two measurements must share to be compared: all but what is of the moment."""
+        shared = self.model_dump(mode="json", exclude={*_OF_THE_MOMENT, "memory_mib"})
         # the kernel keeps a few MiB more or less at each boot
         return {**shared, "memory_gib": None if self.memory_mib is None else round(self.memory_mib / 1024)}
 
@@ -78,11 +92,14 @@ def read_environment(
     *,
     libraries: Mapping[str, str] | None = None,
     gpu: str | None = None,
+    state: State | None = None,
+    locked: Sequence[str] = (),
     root: Path = ROOT,
     system: str = platform.system(),
     architecture: str = platform.machine(),
 ) -> Environment:
-    """The environment described by the files below `root`."""
+    """The environment described by the files below `root`, and by what probes read (`state`)."""
+    state = state or State()
     frequency = root / "sys/devices/system/cpu/cpu0/cpufreq"
     load = (read_text(root / "proc/loadavg") or "").split()
     flags = machine.cpu_flags(root)
@@ -108,6 +125,13 @@ def read_environment(
         virtual="hypervisor" in flags or read_text(root / "sys/hypervisor/type") is not None,
         libraries=dict(sorted((libraries or {}).items())),
         gpu=gpu,
+        driver=module_version(root),
+        power_mode=jetson.power_mode(Sources(root=root)) if jetson.chip(root) else None,
+        clocks_held=state.held,
+        locked=tuple(locked),
+        clocks_mhz=dict(state.clocks_mhz),
+        temperatures_c=dict(state.temperatures_c),
+        gpu_processes=state.gpu_processes,
     )
 
 

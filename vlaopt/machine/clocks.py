@@ -108,5 +108,4 @@ def _of_cpus(root: Path) -> _Lock | None:
         return None
     by_hand = f"echo {PERFORMANCE} | sudo tee {root / 'sys/devices/system/cpu/cpufreq/policy*/scaling_governor'}"
     steps = tuple((Write(file, PERFORMANCE), Write(file, governor)) for file, governor in before.items())
-    were = "+".join(sorted(set(before.values())))
-    return _Lock(f"CPU governor {PERFORMANCE} (was {were})", by_hand, steps)
+    return _Lock(f"CPU governor {PERFORMANCE}", by_hand, steps)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vlaopt.benchmark.energy import EnergyReading, read_energy
 from vlaopt.benchmark.environment import (
     Environment,
     cpu_features,
@@ -17,6 +17,7 @@ from vlaopt.benchmark.environment import (
     read_environment,
     usable_cores,
 )
+from vlaopt.machine.state import State
 
 Tree = Callable[[Mapping[str, str]], Path]
 
@@ -55,7 +56,41 @@ def test_a_jetson_is_read(jetson: Path) -> None:
         "virtual": False,
         "libraries": {"x": "1.0"},
         "gpu": "Orin",
+        "driver": None,
+        "power_mode": None,
+        "clocks_held": None,
+        "locked": (),
+        "clocks_mhz": {},
+        "temperatures_c": {},
+        "gpu_processes": None,
     }
+
+
+def test_power_mode_and_driver_are_read_where_the_machine_has_them(tree: Tree) -> None:
+    root = tree(
+        {
+            "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0",
+            "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=2 NAME=MODE_30W >\n",
+            "var/lib/nvpmodel/status": "pmode:0002\n",
+            "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0\n",
+        }
+    )
+    machine = read(root)
+    assert (machine.power_mode, machine.driver) == ("MODE_30W", "540.4.0")
+    tree({"var/lib/nvpmodel/status": "pmode:0000\n"})
+    assert read(root).fingerprint() != machine.fingerprint()
+
+
+def test_the_state_at_the_start_is_kept_and_only_what_lasts_makes_another_machine(jetson: Path) -> None:
+    cool = State(clocks_mhz={"gpu0 sm": 210.0}, temperatures_c={"gpu0": 31.0}, held=False, gpu_processes=0)
+    warm = replace(cool, clocks_mhz={"gpu0 sm": 1980.0}, temperatures_c={"gpu0": 77.0}, gpu_processes=3)
+    before, after = (read_environment(root=jetson, state=state) for state in (cool, warm))
+    assert (after.clocks_mhz, after.temperatures_c, after.gpu_processes) == ({"gpu0 sm": 1980.0}, {"gpu0": 77.0}, 3)
+    assert after.fingerprint() == before.fingerprint()
+    held = read_environment(root=jetson, state=replace(cool, held=True))
+    locked = read_environment(root=jetson, state=cool, locked=("GPU 0 at 1980 MHz",))
+    assert len({before.fingerprint(), held.fingerprint(), locked.fingerprint()}) == 3
+    assert {machine.machine_key() for machine in (before, after, held, locked)} == {before.machine_key()}
 
 
 def test_a_limited_container_on_a_virtual_machine_says_so(tree: Tree) -> None:
@@ -96,7 +131,7 @@ def test_load_and_momentary_frequency_do_not_make_another_machine_but_a_governor
 def test_the_machine_key_is_a_folder_name_of_the_class_of_machine(tree: Tree) -> None:
     machine = read(tree(XEON), "x86_64")
     key = machine.machine_key()
-    assert re.fullmatch(r"linux-x86_64-intel-xeon-gold-6338-1c-[0-9a-f]{8}", key)
+    assert key == "linux-x86_64-intel-xeon-gold-6338-1c-8c81f431"  # as in folders that were made before
     assert machine.model_copy(update={"kernel": "6.9", "governor": "powersave"}).machine_key() == key
     assert machine.model_copy(update={"cpu_features": ("avx2", "amx_int8")}).machine_key() != key
     with_gpu = machine.model_copy(update={"gpu": "NVIDIA RTX 6000 / Ada (48 GB)"}).machine_key()
@@ -121,32 +156,6 @@ def test_cpu_time_of_others_is_what_is_busy_and_not_ours(tree: Tree) -> None:
 
 def test_peak_memory_is_the_high_water_mark(jetson: Path) -> None:
     assert peak_memory_mib(jetson) == 512.0
-
-
-def test_energy_counts_packages_only_and_survives_a_wrap(tree: Tree) -> None:
-    zones = "sys/class/powercap/intel-rapl:{}/{}"
-    root = tree(
-        {
-            zones.format("0", "name"): "package-0\n",
-            zones.format("0", "energy_uj"): "9000000\n",
-            zones.format("0", "max_energy_range_uj"): "9999999\n",
-            zones.format("0:0", "name"): "core\n",
-            zones.format("0:0", "energy_uj"): "5\n",
-            zones.format("1", "name"): "psys\n",
-            zones.format("1", "energy_uj"): "5\n",
-        }
-    )
-    before = read_energy(root)
-    tree({zones.format("0", "energy_uj"): "1000000\n"})
-    after = read_energy(root)
-    assert isinstance(before, EnergyReading)
-    assert isinstance(after, EnergyReading)
-    assert after.joules_since(before, elapsed_s=0.001) == pytest.approx(2.0)
-    assert after.joules_since(before, elapsed_s=60.0) is None
-
-
-def test_no_energy_counter_is_a_reason_and_not_zero(tmp_path: Path) -> None:
-    assert read_energy(tmp_path) == "no RAPL counters"
 
 
 def test_the_cores_a_process_may_use_are_physical_ones_and_no_more_than_it_is_allowed(
