@@ -10,14 +10,14 @@ from vlaopt.backends import DeviceTime, Timing
 from vlaopt.benchmark.compare import interleave
 from vlaopt.benchmark.record import Breakdown, ComponentTime
 from vlaopt.benchmark.schedule import SYSTEM_CLOCK, Clock
-from vlaopt.benchmark.statistics import median
+from vlaopt.benchmark.statistics import median, minimum_samples
 from vlaopt.runtime.golden import Sample, of_sample
 from vlaopt.runtime.loop import run_loop
 from vlaopt.runtime.policy import Policy
 from vlaopt.runtime.timing import TimedSession
 
 TURNS = 500
-FEWEST_TURNS = 8
+FEWEST_TURNS = minimum_samples(0.5)
 
 _TOGETHER, _APART, _ON_DEVICE = "together", "apart", "on the device"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ class Driver(ModuleType):
         self.stack: list[object] = []
         self.living: list[object] = []
         self.fails: Exception | None = None
+        self.clock_ms = itertools.count(10, 4)
         self.Context = SimpleNamespace(pop=self.stack.pop)
         self.Device = type(
             "Device",
@@ -78,6 +80,28 @@ class Driver(ModuleType):
                 driver.current()
 
             def __del__(self):
+                driver.living.remove(token)
+
+        return Made()
+
+    def Event(self):
+        self.current()
+        driver = self
+        token = object()
+        self.living.append(token)
+
+        class Made:
+            def record(self, stream):
+                driver.current()
+                assert stream.handle == 7
+                self.at_ms = next(driver.clock_ms)
+
+            def time_since(self, event):
+                driver.current()
+                return self.at_ms - event.at_ms
+
+            def __del__(self):
+                driver.current()
                 driver.living.remove(token)
 
         return Made()
@@ -131,6 +155,18 @@ def test_a_stream_on_pycuda_copies_both_ways_and_frees_all_it_made():
     stream.wait()
     assert (second.host.tolist(), stream.handle, len(driver.living)) == ([[7] * 3] * 2, 7, 5)
     assert driver.stack == []  # pycuda aborts a process that ends with a context on its stack
+    stream.close()
+    assert (driver.living, driver.stack) == ([], [])
+
+
+def test_events_of_pycuda_tell_the_time_between_them_and_are_freed():
+    driver = Driver()
+    stream = cuda.Stream(PyCuda(driver))
+    first, last = stream.event(), stream.event()
+    for event in (first, last):
+        stream.record(event)
+    assert (stream.elapsed_ms(first, last), stream.elapsed_ms(last, first)) == (4, -4)
+    assert len(driver.living) == 3
     stream.close()
     assert (driver.living, driver.stack) == ([], [])
 

@@ -107,6 +107,25 @@ def test_a_component_is_launched_as_a_cuda_graph_after_its_first_run(lane: str, 
 
 
 @anywhere
+@pytest.mark.parametrize("library", ["cuda-python", "pycuda"])
+def test_either_library_tells_what_a_run_takes_on_the_device(lane: str, library: str) -> None:
+    faults = ["no-cuda-python"] if library == "pycuda" else []
+    feeds = {"x": NOISE, "t": np.ones(1, np.float32), "prefix": FACTOR}
+    with installed(lane, faults=faults):
+        session = opened(step())
+        assert session.stream.library.name == library
+        for _ in range(2):
+            with session.device_times() as times:
+                for _ in range(3):
+                    assert session.run(feeds)["v"] == pytest.approx(NOISE * FACTOR + 1, abs=1e-6)
+            assert len(times) == 3
+            assert all(taken.compute_ms > 0 < taken.copies_ms for taken in times)
+        assert alive()["events"] == 4
+        session.close()
+        assert alive() == NOTHING
+
+
+@anywhere
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])
 def test_a_whole_loop_gives_what_its_steps_give_and_is_one_launch(lane: str, kind: int, tmp_path: Path) -> None:
     factor = FACTOR.astype(helper.tensor_dtype_to_np_dtype(kind))

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vlaopt.backends import Port, Resident
+from vlaopt.backends import DeviceTime, Port, Resident, Timing
 from vlaopt.backends.tensorrt.cuda import Stream
 from vlaopt.backends.tensorrt.cuda_libraries import CudaPython
 from vlaopt.backends.tensorrt.session import TensorRtSession
@@ -44,6 +44,8 @@ class Cuda:
         self.full_after = full_after
         self.streams = 0
         self.copies: list[str] = []
+        self.events: dict[int, float] = {}
+        self.clock_ms = 0.0
 
     cudaStreamNonBlocking = 1
 
@@ -73,6 +75,7 @@ class Cuda:
     def cudaMemcpyAsync(self, to, source, size, kind, stream):
         self.copies.append(kind.name.removeprefix("cudaMemcpy"))
         self.queue(lambda: ctypes.memmove(to, source, size))
+        self.clock_ms += 1
         return (self.cudaError_t.cudaSuccess,)
 
     def queue(self, work) -> None:
@@ -105,6 +108,22 @@ class Cuda:
         self.launches += 1
         for work in self.graphs[graph]:
             work()
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaEventCreate(self):
+        self.events[len(self.events) + 1] = math.nan
+        return self.cudaError_t.cudaSuccess, len(self.events)
+
+    def cudaEventRecord(self, event, stream):
+        assert self.recorded is None, "an event of a capture tells no time"
+        self.events[event] = self.clock_ms
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaEventElapsedTime(self, start, end):
+        return self.cudaError_t.cudaSuccess, self.events[end] - self.events[start]
+
+    def cudaEventDestroy(self, event):
+        del self.events[event]
         return (self.cudaError_t.cudaSuccess,)
 
     def cudaGetLastError(self):
@@ -165,6 +184,7 @@ class Context:
 
         def double():
             self.runs_seen += 1
+            self.cuda.clock_ms += 10
             views = {
                 n: np.frombuffer((ctypes.c_byte * size).from_address(a), np.float32) for n, a in self.addresses.items()
             }
@@ -306,6 +326,45 @@ def test_an_engine_that_refuses_to_be_captured_leaves_the_stream_usable():
     assert opened.run(x(4))["y"][0, 0] == 8
     opened.close()
     assert (cuda.memory, cuda.graphs) == ({}, {})
+
+
+def test_device_times_are_those_of_copies_and_of_the_run_between_them():
+    cuda = Cuda()
+    opened = session(cuda)
+    assert isinstance(opened, Timing)
+    with opened.device_times() as times:
+        kept = opened.run(x(1), resident=("y",))
+        assert opened.run({"x": kept["y"]})["y"].tolist() == [[4] * 3]
+        assert opened.run({"x": kept["y"]}, resident=("y",))["y"].shape == (1, 3)
+    # In; over and out; neither, for what was taken once stays.
+    assert times == [DeviceTime(10, 1), DeviceTime(10, 2), DeviceTime(10, 0)]
+
+
+def test_device_times_are_taken_where_they_are_asked_for_and_of_graphs_too():
+    cuda = Cuda()
+    opened = session(cuda, cuda_graph=True)
+    assert opened.run(x(1))["y"][0, 0] == 2
+    assert not cuda.events
+    for value in (2, 3):
+        with opened.device_times() as times:
+            assert opened.run(x(value))["y"][0, 0] == 2 * value
+        assert opened.run(x(1))["y"][0, 0] == 2
+        assert times == [DeviceTime(10, 2)]
+    assert (cuda.launches, len(cuda.events)) == (4, 4)
+    opened.close()
+    assert cuda.events == {}
+    with pytest.raises(InputError, match="session is closed"), opened.device_times():
+        pass
+
+
+def test_a_timed_run_never_captures():
+    cuda = Cuda()
+    opened = session(cuda, cuda_graph=True)
+    with opened.device_times() as times:
+        assert opened.run(x(1))["y"][0, 0] == 2
+    assert (times, opened.told) == ([DeviceTime(10, 2)], ())
+    opened.run(x(1))
+    assert opened.told == ("as a CUDA graph",)
 
 
 def test_shapes_change_from_run_to_run_within_the_profile():
