@@ -1,0 +1,56 @@
+"""How a report writes numbers: three digits, a unit, a percentile with its interval. Knows no artifact."""
+
+from __future__ import annotations
+
+import math
+
+from vlaopt.benchmark.statistics import Percentile
+
+
+def number(value: float | None) -> str:
+    """Three digits, as people write them; a dash where there is none."""
+    if value is None:
+        return "—"
+    size = abs(value)
+    if size == 0 or size >= 100:
+        return f"{value:,.0f}".replace(",", " ")
+    if size < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(size)))}f}"
+
+
+def milliseconds(value: float | None) -> str:
+    """`0.775 ms`."""
+    return "—" if value is None else f"{number(value)} ms"
+
+
+def percentile(value: Percentile) -> str:
+    """The percentile in ms, or that there are too few samples to state it."""
+    return "insufficient samples" if value.value is None else milliseconds(value.value)
+
+
+def interval(value: Percentile) -> str:
+    """The interval of a percentile in ms, or why there is none."""
+    if value.low is None or value.high is None:
+        return value.reason or "—"
+    return f"{number(value.low)} – {number(value.high)} ms"
+
+
+def size(count: int) -> str:
+    """Bytes: `1.33 MB`."""
+    for bound, unit in ((1e9, "GB"), (1e5, "MB")):
+        if count >= bound:
+            return f"{number(count / (1e9 if unit == 'GB' else 1e6))} {unit}"
+    return f"{number(count / 1e3)} kB"
+
+
+def memory(mib: float | None) -> str:
+    """MiB as they are measured, in GiB from one on; that there is none is said."""
+    if mib is None:
+        return "not available"
+    return f"{number(mib / 1024)} GiB" if mib >= 1024 else f"{number(mib)} MiB"
+
+
+def share(value: float | None) -> str:
+    """A fraction as a percentage."""
+    return "—" if value is None else f"{number(100 * value)} %"

@@ -1,0 +1,87 @@
+"""The report as one HTML page that needs nothing but itself: no script, no font, no image from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vlaopt import __version__
+from vlaopt.optional import require
+from vlaopt.report import numbers
+from vlaopt.report.facts import Facts
+from vlaopt.report.headline import headline
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def render(facts: Facts, figures: Mapping[str, str]) -> str:
+    """The page. `figures` are SVG elements by name, trusted as they are; every other text is escaped.
+
+    Equal facts give an equal page. Raises EnvironmentProblem without jinja2.
+    """
+    markup = require("markupsafe", "report").Markup
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            facts=facts,
+            manifest=facts.manifest,
+            spec=facts.spec,
+            record=facts.record,
+            statements=headline(facts),
+            figures={name: markup(svg) for name, svg in figures.items()},
+            joints=joints(facts),
+            environment=environment(facts),
+            by_role=by_role(facts),
+            vlaopt=__version__,
+        )
+    )
+    return page.rstrip() + "\n"
+
+
+def joints(facts: Facts) -> list[str]:
+    """A name for every action."""
+    spec = facts.spec
+    return ["gripper" if joint == spec.gripper else f"action {joint}" for joint in range(spec.action_dim)]
+
+
+def environment(facts: Facts) -> dict[str, str]:
+    """What is known of the machine of the measurement, in words."""
+    if facts.record is None:
+        return {}
+    told = facts.record.environment.model_dump(mode="json")
+    return {name.replace("_", " "): _words(value) for name, value in told.items() if value not in (None, [], {})}
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(item)}" for name, item in sorted(value.items()))
+    if isinstance(value, list):
+        return ", ".join(_words(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def by_role(facts: Facts) -> dict[str, int]:
+    """Bytes of the artifact's files by what they are for, the largest first."""
+    sizes: dict[str, int] = {}
+    for entry in facts.manifest.files:
+        sizes[entry.role] = sizes.get(entry.role, 0) + entry.size
+    return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _environment() -> Environment:
+    jinja2 = require("jinja2", "report")
+    made: Environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vlaopt.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for write in (numbers.number, numbers.milliseconds, numbers.percentile, numbers.interval, numbers.size):
+        made.filters[write.__name__] = write
+    made.filters |= {"share": numbers.share, "memory": numbers.memory}
+    return made
