@@ -20,6 +20,7 @@ from vlaopt import backends, isolated
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.benchmark.compare import FEWEST
 from vlaopt.benchmark.environment import peak_memory_mib
+from vlaopt.benchmark.sides import BACK_TO_BACK, Side, typical
 from vlaopt.benchmark.statistics import median
 from vlaopt.machine.gpu import process_memory_mib
 from vlaopt.machine.sources import Sources
@@ -123,6 +124,23 @@ def in_turns(
             launch(paths[place], backend=backend, trust=trust, calls=plan.calls, warmup=plan.warmup, seed=seed + round_)
         )
     return launches
+
+
+def side(artifact: Artifact, launches: Sequence[Launch]) -> Side:
+    """What launches of an artifact say, for `benchmark.sides.hold`: the median of each, and figures over all."""
+    verified = artifact.manifest.metrics.get("verify", {}).get("golden", {})
+    return Side(
+        source=str(artifact.path),
+        unit="launches",
+        latencies_ms={BACK_TO_BACK: np.asarray([launch.median_ms for launch in launches], np.float64)},
+        figures={
+            "cold_start_ms": median([launch.cold_start_ms for launch in launches]),
+            "host_mib": typical([launch.host_mib for launch in launches]),
+            "device_mib": typical([launch.device_mib for launch in launches]),
+            "size_mb": (artifact.size("engine") or artifact.size("component")) / 1e6,
+            "action_error_mean": verified.get("executed", {}).get("mean"),
+        },
+    )
 
 
 def _act(

@@ -1,7 +1,8 @@
-"""FASTER and SLOWER are said only when they are so; unlike records are not compared at all."""
+"""FASTER, SLOWER and SAME are said only when they are so, and said when they are so."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlaopt.benchmark.compare import affordable, check_comparable, compare, interleave
-from vlaopt.benchmark.record import BenchRecord, Subject
+from vlaopt.benchmark.compare import Answer, affordable, compare, interleave
 from vlaopt.errors import InputError
 
 OBSERVATIONS = [{"index": np.array(index)} for index in range(5)]
@@ -43,6 +43,73 @@ def test_the_figures_beside_the_answer() -> None:
     assert comparison.p_value < 1e-6
 
 
+TRIALS = 100
+RUNS = 20
+
+
+def answers(ratio: float, spread: float, runs: int = RUNS) -> Counter[Answer]:
+    """What TRIALS comparisons say of a B that takes `ratio` of A's time.
+
+    Launches are log-normal about their policy's latency, `spread` being their standard deviation.
+    """
+    rng = np.random.default_rng(round(1000 * (ratio + spread)))
+    told: Counter[Answer] = Counter()
+    for trial in range(TRIALS):
+        a, b = np.exp(spread * rng.standard_normal((2, runs)))
+        told[compare(10.0 * a, 10.0 * ratio * b, seed=trial).answer] += 1
+    return told
+
+
+def test_a_policy_held_against_itself_is_the_same_in_95_of_100_trials() -> None:
+    assert answers(1.0, 0.01)["SAME"] >= 95
+
+
+@pytest.mark.parametrize(("ratio", "answer"), [(1.05, "SLOWER"), (1 / 1.05, "FASTER")])
+@pytest.mark.parametrize("spread", [0.01, 0.02])
+def test_a_change_of_5_percent_is_seen_in_95_of_100_trials(ratio: float, answer: Answer, spread: float) -> None:
+    assert answers(ratio, spread)[answer] >= 95
+
+
+@pytest.mark.parametrize(("spread", "runs"), [(0.02, 60), (0.03, 150)])
+def test_launches_that_differ_more_leave_it_unclear_and_more_of_them_tell(spread: float, runs: int) -> None:
+    few = answers(1.0, spread)
+    assert few["SAME"] + few["UNCLEAR"] >= 98
+    assert few["UNCLEAR"] > 20
+    assert answers(1.0, spread, runs)["SAME"] >= 95
+
+
+@pytest.mark.parametrize("spread", [0.005, 0.01, 0.03, 0.1])
+def test_equal_policies_are_hardly_ever_said_to_differ(spread: float) -> None:
+    told = answers(1.0, spread)
+    assert told["FASTER"] + told["SLOWER"] <= 3
+
+
+def test_what_a_small_difference_is_not_is_the_same() -> None:
+    """3 % is beyond what counts as the same: with 5 % error a side, SAME is said of it in 5 of 100 trials at most."""
+    assert answers(1.03, 0.01)["SAME"] <= 5
+    assert answers(1.0201, 0.01)["SAME"] <= 10
+
+
+def test_what_the_samples_cannot_tell_widens_the_interval() -> None:
+    alike, apart = (launches(10.0), launches(10.01)), (launches(10.0), launches(10.3))
+    assert compare(*alike).answer == "SAME"
+    assert compare(*alike, unseen=0.014).answer == "UNCLEAR"
+    assert compare(*apart).answer == "SLOWER"
+    wider = compare(*apart, unseen=0.014)
+    assert (wider.answer, wider.ratio) == ("UNCLEAR", compare(*apart).ratio)
+    assert wider.ratio_high / compare(*apart).ratio_high == pytest.approx(np.exp(2.576 * 0.014), rel=1e-4)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(1, 100), min_size=10, max_size=40), st.floats(0.5, 2.0))
+def test_the_unit_of_time_does_not_matter(a: list[float], ratio: float) -> None:
+    b = [value * ratio for value in reversed(a)]
+    small, large = compare(a, b), compare([1000 * value for value in a], [1000 * value for value in b])
+    assert small.answer == large.answer
+    assert small.ratio_low == pytest.approx(large.ratio_low)
+    assert small.ratio == pytest.approx(ratio)
+
+
 @settings(max_examples=30)
 @given(st.lists(st.floats(1, 100), min_size=10, max_size=40), st.lists(st.floats(1, 100), min_size=10, max_size=40))
 def test_exchanging_the_sides_never_makes_both_faster(a: list[float], b: list[float]) -> None:
@@ -56,26 +123,6 @@ def test_exchanging_the_sides_never_makes_both_faster(a: list[float], b: list[fl
 def test_too_few_or_impossible_latencies_are_refused(b: list[float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         compare([1.0] * 10, b)
-
-
-@pytest.fixture
-def record(bench: Callable[..., BenchRecord], policy: Callable[..., Any]) -> BenchRecord:
-    return bench(policy(lambda n: 10.0), subject=Subject(artifact="a" * 64, policy="edge-vla"))
-
-
-def test_records_of_one_policy_on_one_machine_are_comparable(record: BenchRecord) -> None:
-    check_comparable(record, record.model_copy(update={"subject": Subject(artifact="b" * 64, policy="edge-vla")}))
-
-
-def test_records_of_other_machines_policies_or_rates_are_refused(record: BenchRecord) -> None:
-    machine = record.environment.model_copy(update={"governor": "schedutil"})
-    with pytest.raises(InputError, match="different environments: governor 'performance' and 'schedutil'"):
-        check_comparable(record, record.model_copy(update={"environment": machine}))
-    with pytest.raises(InputError, match="different policies: edge-vla and act"):
-        check_comparable(record, record.model_copy(update={"subject": Subject(policy="act")}))
-    faster = record.settings.model_copy(update={"hz": 50.0})
-    with pytest.raises(InputError, match="different control rates: 20 and 50 Hz"):
-        check_comparable(record, record.model_copy(update={"settings": faster}))
 
 
 def test_interleaved_calls_take_turns_and_see_the_same_observations(clock: Any) -> None:
