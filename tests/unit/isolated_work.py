@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaopt.errors import EnvironmentProblem, InputError, RecipeError
+from vlaopt.isolated import Caller
 
 
 def add(tell: Any, first: int, second: int) -> tuple[int, int]:
@@ -68,4 +69,16 @@ def linger(tell: Any, note: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
     note.with_suffix(".part").write_text(f"{os.getpid()} {other.pid}")
     note.with_suffix(".part").rename(note)
+    time.sleep(120)
+
+
+def count(caller: Caller, number: int) -> None:
+    """Says where it starts, and then the next number whenever it is asked."""
+    caller("from", number)
+    while caller.asks(60):
+        caller(number)
+        number += 1
+
+
+def linger_mutely(caller: Caller) -> None:
     time.sleep(120)

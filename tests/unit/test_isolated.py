@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,43 @@ def test_one_that_leaves_without_a_result_is_told_of(capfd: pytest.CaptureFixtur
     with pytest.raises(StageError, match="ended with exit code 3 and no result; the last it wrote: on stdout"):
         isolated.run(work.leave, 3, what="building head")
     assert capfd.readouterr().out == ""  # stdout is for results
+
+
+def test_a_process_beside_answers_while_this_one_goes_on() -> None:
+    with isolated.beside(work.count, 5, what="counting") as counter:
+        assert counter.heard(20) == ("from", 5)
+        assert [counter.ask(20) for _ in range(3)] == [(5,), (6,), (7,)]
+        assert counter.running
+        assert counter.process != os.getpid()
+    assert not counter.running
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "error", "message"),
+    [
+        (work.refuse, (), EnvironmentProblem, "here: no room"),
+        (
+            work.leave,
+            (3,),
+            StageError,
+            "standing by ended with exit code 3 and no result; the last it wrote: on stdout",
+        ),
+        (work.add, (1, 2), StageError, "standing by ended with exit code 0 and no result"),
+        (work.linger_mutely, (), StageError, r"standing by gave no answer in 0\.3 s"),
+    ],
+)
+def test_one_beside_that_does_not_answer_is_one_clear_error(
+    function: Callable[..., object], arguments: tuple[int, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message), isolated.beside(function, *arguments, what="standing by") as other:
+        for _ in range(5):
+            other.ask(0.3 if function is work.linger_mutely else 20)
+
+
+def test_one_beside_ends_when_the_body_fails() -> None:
+    with pytest.raises(KeyboardInterrupt, match="stop"), isolated.beside(work.count, 0, what="counting") as counter:
+        raise KeyboardInterrupt("stop")
+    assert gone(counter.process)
 
 
 def test_temporary_files_of_a_killed_process_are_removed() -> None:

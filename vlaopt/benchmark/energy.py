@@ -39,7 +39,7 @@ def _joules(readings: Readings, name: str) -> float | str:
     known = counter or [(moment, state.power_w[name]) for moment, state in readings if name in state.power_w]
     whole_s = elapsed_s(readings)
     if len(known) < 2:
-        return f"was read {len(known)} times, two are needed"
+        return f"was read too seldom ({len(known)})"
     seconds = np.asarray([moment - known[0][0] for moment, _ in known], np.float64) / 1e9
     values = np.asarray([value for _, value in known], np.float64)
     if not seconds[-1] >= COVERED * whole_s > 0:

@@ -60,7 +60,7 @@ def _invalid(evidence: Evidence) -> list[str]:
     if evidence.throttle_events and not throttling:
         reasons.append(f"the CPU throttled {evidence.throttle_events} times during the run")
     if evidence.load_lost:
-        reasons.append(f"{evidence.load_lost} processes of the load ended during the run")
+        reasons.append(f"load processes that ended during the run: {evidence.load_lost}")
     return reasons
 
 
@@ -83,7 +83,7 @@ def _doubts(evidence: Evidence) -> list[str]:
     if evidence.others_cpu_share is not None and evidence.others_cpu_share > BUSY_SHARE:
         reasons.append(f"busy machine: others took {evidence.others_cpu_share:.0%} of the CPU time")
     if evidence.gpu_programs:
-        reasons.append(f"busy GPU: {evidence.gpu_programs} other programs on it")
+        reasons.append(f"busy GPU: other programs on it: {evidence.gpu_programs}")
     if evidence.unread is not None:
         reasons.append(f"the machine's state is not known to the end: {evidence.unread}")
     reasons += _heating(evidence.timeline)
