@@ -21,9 +21,12 @@ def open_jtop(sources: Sources) -> Probe | None:
     try:
         client = library.jtop(interval=PERIOD_S)
         client.start()
-        return JtopProbe(client)
+        if "tot" in client.power:
+            return JtopProbe(client)
+        client.close()
     except Exception:  # of many types: the connection's, the service's, the library's own
-        return None
+        pass
+    return None
 
 
 class JtopProbe:
