@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.unit.benchmark.conftest import FakeClock
 from vlaopt.artifact.policy_spec import (
     Chunk,
     Component,
@@ -37,6 +38,18 @@ class FakeSession:
         self.resident = set(resident)
         self.calls.append({name: value.copy() for name, value in feeds.items()})
         return self.function(**feeds)
+
+
+class WorkingSession(FakeSession):
+    """One whose calls take `ms` of a clock that moves only when somebody works."""
+
+    def __init__(self, clock: FakeClock, ms: float, function: Callable[..., dict[str, Array]]) -> None:
+        super().__init__(function)
+        self.clock, self.ms = clock, ms
+
+    def run(self, feeds: Mapping[str, Array], resident: Collection[str] = ()) -> dict[str, Array]:
+        self.clock.work(self.ms)
+        return super().run(feeds, resident)
 
 
 def flow_spec(*, steps: int = 4, start: float = 0.0, end: float = 1.0, **noise: Any) -> PolicySpec:

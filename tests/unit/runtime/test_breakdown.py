@@ -11,6 +11,8 @@ import pytest
 
 from tests.standins import alive, installed
 from tests.unit.backends.tensorrt.test_running import FACTOR, NOTHING, flow_spec, opened, prefix, step
+from tests.unit.benchmark.conftest import FakeClock
+from tests.unit.runtime.conftest import WorkingSession
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.backends import DeviceTime, Timing
 from vlaopt.errors import InputError
@@ -21,38 +23,7 @@ from vlaopt.runtime.processors import Processors
 from vlaopt.tensors import Array, pack
 
 
-class FakeClock:
-    """Stands still until somebody works."""
-
-    def __init__(self) -> None:
-        self.time_ns = 0
-
-    def now_ns(self) -> int:
-        return self.time_ns
-
-    def sleep_until(self, moment_ns: int) -> None:
-        raise AssertionError("a breakdown never waits")
-
-    def work(self, ms: float) -> None:
-        self.time_ns += round(ms * 1e6)
-
-
-class Session:
-    """Takes `ms` for each of its calls; its device, where it has one, `device` of it."""
-
-    inputs = outputs = ()
-
-    def __init__(self, clock: FakeClock, ms: float, outputs: Mapping[str, Array]) -> None:
-        self.clock, self.ms, self.given = clock, ms, outputs
-        self.fed: list[Mapping[str, Array]] = []
-
-    def run(self, feeds: Mapping[str, Array], resident: Collection[str] = ()) -> dict[str, Any]:
-        self.clock.work(self.ms)
-        self.fed.append(feeds)
-        return dict(self.given)
-
-
-class OnDevice(Session):
+class OnDevice(WorkingSession):
     """One whose device computes for half of its time and copies for a quarter; its clock costs the host 5 ms a run."""
 
     times: list[DeviceTime] | None = None
@@ -87,12 +58,12 @@ class Slow:
         return self.processors.actions(outputs)
 
 
-def flowing(flow: Any, clock: FakeClock, kind: type[Session] = Session) -> Policy:
+def flowing(flow: Any, clock: FakeClock, kind: type[WorkingSession] = WorkingSession) -> Policy:
     """Four steps of 3 ms after an eye of 10 ms."""
     policy: Policy = flow(lambda x, t: x, steps=4)[0]
     sessions: dict[str, Any] = {
-        "eye": kind(clock, 10, {"prefix": np.zeros((1, 2), np.float32)}),
-        "aflow": kind(clock, 3, {"v": np.zeros((1, 2, 2), np.float32)}),
+        "eye": kind(clock, 10, lambda state: {"prefix": state}),
+        "aflow": kind(clock, 3, lambda x, t, prefix: {"v": x}),
     }
     processors: Any = Slow(policy.processors, clock)
     return Policy(policy.spec, processors, sessions, backend="fake")
@@ -119,9 +90,10 @@ def test_the_loops_own_work_is_what_no_component_and_no_processor_took(
     policy = flowing(flow, clock)
 
     def busy_loop(spec: Any, sessions: Any, tensors: Any, noise: Array) -> dict[str, Array]:
-        for session in (sessions["eye"], *[sessions["aflow"]] * 2):
-            session.run({})
-            clock.work(0.5)
+        sessions["eye"].run(tensors)
+        for _ in range(2):
+            clock.work(0.75)
+            sessions["aflow"].run({"x": noise, "t": noise, "prefix": noise})
         return {"x": noise}
 
     monkeypatch.setattr("vlaopt.runtime.breakdown.run_loop", busy_loop)
@@ -176,7 +148,7 @@ def test_medians_are_of_the_chunks_after_the_warm_up(flow: Any) -> None:
     run = eye.run
 
     def warming(feeds: Any, resident: Any = ()) -> Any:
-        eye.ms = 100 if len(eye.fed) < 20 else 10  # ten chunks of each way
+        eye.ms = 100 if len(eye.calls) < 20 else 10  # ten chunks of each way
         return run(feeds, resident)
 
     eye.run = warming
@@ -190,7 +162,7 @@ def test_every_golden_observation_is_run_and_the_policys_own_noise_is_left_alone
     untouched = policy._generator.bit_generator.state
     break_down(policy, samples(5), clock=clock)
     eye: Any = policy.sessions["eye"]
-    assert {feeds["state"][0, 0] for feeds in eye.fed} == {0, 1, 2, 3, 4}
+    assert {feeds["state"][0, 0] for feeds in eye.calls} == {0, 1, 2, 3, 4}
     assert policy._generator.bit_generator.state == untouched
 
 
