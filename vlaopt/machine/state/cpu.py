@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from vlaopt.machine.jetson import chip
+from vlaopt.machine.jetson import is_jetson
 from vlaopt.machine.sources import Sources
 from vlaopt.machine.state import State
 from vlaopt.machine.system import cpus, read_text
@@ -44,7 +44,7 @@ class CpuProbe:
         self._policies = policies(root)
         self._kinds = _kinds(self._policies)
         # a Jetson's own probe reads its zones
-        self._sensors = _sensors(root) or ({} if chip(root) else _zones(root))
+        self._sensors = _sensors(root) or ({} if is_jetson(root) else _zones(root))
         self._throttle_counts = [
             path for scope in ("core", "package") for path in cpus(root, f"thermal_throttle/{scope}_throttle_count")
         ]

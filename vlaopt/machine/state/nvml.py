@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlaopt.machine.jetson import chip
+from vlaopt.machine.jetson import is_jetson
 from vlaopt.machine.sources import Sources
 from vlaopt.machine.state import Probe, Silent, State
 from vlaopt.machine.system import ROOT
@@ -38,7 +38,7 @@ def open_nvml(sources: Sources | None = None) -> Probe | None:
     A driver that cannot be asked gives a probe that says why; a Jetson's is no news, its own probe tells more.
     """
     sources = sources or Sources()
-    on_jetson = chip(sources.root) is not None
+    on_jetson = is_jetson(sources.root)
     wanted = visible_gpu(sources.variables)
     if wanted is None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -179,6 +180,32 @@ def test_the_probes_of_a_jetson_tell_its_power_clocks_and_temperatures(name: str
     assert {"cpu", "emc" if name == "thor" else "17000000.gpu"} <= set(state.clocks_mhz)
     assert "tj-thermal" in state.temperatures_c
     assert state.held is (name == "thor")
+
+
+def test_a_container_without_a_device_tree_is_on_a_jetson_whose_gpu_is_counted_once(thor: Path) -> None:
+    shutil.rmtree(thor / "proc")
+    (thor / "etc/nv_tegra_release").unlink()
+    libraries: dict[str, Any] = {"pynvml": _Nvml()}
+    probes = open_probes(Sources(root=thor, load=libraries.get, variables={}))
+    assert [(probe.name, probe.board) for probe in probes] == [("jetson", ("VIN",)), ("cpu", ()), ("nvml", ())]
+    assert merged(probes).power_w["gpu0"] == 12.5, "told, and counted with VIN"
+
+
+class _Nvml:
+    """nvidia-ml-py where it tells nothing but the power of a Thor's GPU."""
+
+    NVMLError = RuntimeError
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlShutdown(self) -> None: ...
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        return 12_500
 
 
 def _copied(name: str, folder: Path) -> Path:
