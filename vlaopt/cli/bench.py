@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
+import platform
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlaopt.cli import terminal
 from vlaopt.cli.recipe import AsJson, Overrides
-from vlaopt.cli.stage import ONLY_STAGE, OutputOption, RecipeOption, TrustOption, is_artifact, refuse_options, run_alone
+from vlaopt.cli.record import show_outcomes, show_record
+from vlaopt.cli.stage import (
+    ONLY_STAGE,
+    OutputOption,
+    RecipeOption,
+    TrustOption,
+    is_artifact,
+    outside,
+    refuse_options,
+    run_alone,
+)
+
+if TYPE_CHECKING:
+    from vlaopt.artifact.artifact import Artifact
+    from vlaopt.benchmark.assertions import Outcome
+    from vlaopt.benchmark.record import BenchRecord
 
 
 def bench(
@@ -23,10 +43,30 @@ def bench(
     duration: Annotated[
         float | None, typer.Option("--duration", metavar="S", min=0.1, max=86_400, help="Seconds of the paced run.")
     ] = None,
+    load: Annotated[
+        int | None,
+        typer.Option(
+            "--with-load", metavar="N", min=0, max=1024, help="Processes that keep the machine busy meanwhile."
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", metavar="OVER=N,N", help='Latency over loop steps, "steps=1,2,5", or "batch=1,2,4".'),
+    ] = None,
     assertions: Annotated[
         list[str] | None,
         typer.Option("--assert", metavar="EXPR", help='A limit, such as "p99_ms<40"; missed: exit code 5.'),
     ] = None,
+    record_file: Annotated[
+        Path | None,
+        typer.Option("--record", metavar="FILE.json", help="Write the record there, for compare and report."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE.xml", help="Write verdict and assertions as JUnit XML.")
+    ] = None,
+    lock_clocks: Annotated[
+        bool, typer.Option("--lock-clocks", help="Lock the clocks meanwhile (as root); restored in any case.")
+    ] = False,
     backend: Annotated[
         str | None, typer.Option("--backend", metavar="B", help="Measure the portable graphs on this backend.")
     ] = None,
@@ -38,23 +78,34 @@ def bench(
 ) -> None:
     """Measure an artifact, paced at the control rate.
 
-    Then back-to-back; its actions are checked meanwhile. Needs neither torch nor onnx. The record is kept in
-    this machine's store under the artifact's id.
+    Then back-to-back; its actions are checked meanwhile. Cold start and memory are those of a fresh process. Needs
+    neither torch nor onnx. The record is kept in this machine's store under the artifact's id.
     """
     from vlaopt.artifact.artifact import Artifact
     from vlaopt.artifact.store import Store
-    from vlaopt.benchmark.assertions import evaluate, parse_assertion
-    from vlaopt.benchmark.record import BenchSettings
-    from vlaopt.chain import finish_here
-    from vlaopt.errors import EnvironmentProblem, GateError
-    from vlaopt.stages.bench import bench_artifact, why_not_timed
+    from vlaopt.benchmark.assertions import evaluate, metrics_of, parse_assertion, why_not_valid
+    from vlaopt.benchmark.junit import as_junit
+    from vlaopt.errors import GateError
+    from vlaopt.files import check_writable, replace_file
+    from vlaopt.machine.clocks import locked
+    from vlaopt.stages.bench import bench_artifact, settings_of, sweep_of
 
-    wanted = [parse_assertion(expression) for expression in assertions or ()]
     if not is_artifact(source) or recipe:
         refuse_options(
-            {"--hz": hz, "--duration": duration, "--backend": backend, "--assert": wanted, "--trust": trust},
+            {
+                "--hz": hz,
+                "--duration": duration,
+                "--with-load": load,
+                "--sweep": sweep,
+                "--assert": assertions,
+                "--record": record_file,
+                "--junit": junit,
+                "--lock-clocks": lock_clocks,
+                "--backend": backend,
+                "--trust": trust,
+            },
             "for measuring an artifact, not for stage `bench` of a recipe",
-            hint="build it first; a recipe's own settings are bench.hz and bench.duration_s (--set)",
+            hint="build it first; a recipe's own settings are in its section bench (--set bench.hz=50)",
         )
         run_alone("bench", source, recipe, overrides, output, as_json)
         return
@@ -63,82 +114,114 @@ def bench(
     )
     artifact = Artifact.open(source)
     artifact.check()
-    if backend is None and artifact.manifest.finish:
+    wanted = [
+        parse_assertion(expression, numbers=metrics_of(artifact.spec().components)) for expression in assertions or ()
+    ]
+    own = artifact.recipe().bench
+    over = {**sweep_of(own), **_sweep(sweep or ())}
+    given = {"hz": hz, "duration_s": duration, "load": load}
+    settings = settings_of(own).model_copy(update={key: value for key, value in given.items() if value is not None})
+    for file in filter(None, (record_file, junit)):
+        check_writable(outside(file, source).parent)
+    artifact = _ready(artifact, source, backend, as_json)
+    started = datetime.now(timezone.utc)
+    with ExitStack() as around:
+        progress = around.enter_context(terminal.watched(quiet=as_json))
+        if lock_clocks:
+            terminal.note(f"locked: {', '.join(around.enter_context(locked()))}")
+        record = bench_artifact(artifact, settings, progress, backend=backend, trust=trust, sweep=over)
+    seconds = (datetime.now(timezone.utc) - started).total_seconds()
+    outcomes = evaluate(wanted, record)
+    _give(record, outcomes, as_json)
+    # Told first: where a file cannot be written or the store is full, it has been measured all the same.
+    if record_file:
+        replace_file(record_file, record.to_json().encode())
+    if junit:
+        name = f"{artifact.manifest.name} {artifact.version} {artifact.manifest.target}"
+        replace_file(
+            junit,
+            as_junit(record, outcomes, name=name, host=platform.node(), started=started, seconds=seconds),
+        )
+    key = f"{artifact.id[:16]}-{record.environment.machine_key()}"
+    Store.default().remember("bench", key, record.model_dump(mode="json", by_alias=True))
+    if any(not outcome.ok for outcome in outcomes):
+        raise GateError(_missed(outcomes))
+    if junit and record.verdict == "INVALID":  # what the file calls failed, the exit code does too
+        raise GateError(why_not_valid(record))
+
+
+def _sweep(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """What `--sweep` asks for. Raises InputError for what is not OVER=N,N with whole numbers from 1 on."""
+    from vlaopt.errors import InputError
+    from vlaopt.stages.bench import CURVES
+
+    found = {}
+    for text in texts:
+        over, _, values = text.partition("=")
+        if over not in CURVES:
+            near = difflib.get_close_matches(over, CURVES, n=1)
+            raise InputError(
+                f"--sweep {text!r}: {over!r} is none of {', '.join(CURVES)}",
+                hint=f"did you mean {near[0]}?" if near else 'write it like "steps=1,2,5" or "batch=1,2,4"',
+            )
+        if over in found:
+            raise InputError(
+                f"--sweep {text!r}: {over} is given twice", hint=f"name all its values in one: {over}=1,2,4"
+            )
+        numbers = [value.strip() for value in values.split(",")]
+        wrong = next(
+            (number for number in numbers if not (number.isascii() and number.isdigit() and int(number))), None
+        )
+        if wrong is not None:
+            raise InputError(f"--sweep {text!r}: {wrong!r} is not a whole number from 1 on", hint=f"like {over}=1,2,4")
+        found[over] = tuple(map(int, numbers))
+    return found
+
+
+def _ready(artifact: Artifact, source: Path, backend: str | None, as_json: bool) -> Artifact:
+    """The artifact, its engine finished for this machine. Raises EnvironmentProblem where it cannot be measured."""
+    from vlaopt.artifact.store import Store
+    from vlaopt.chain import finish_here
+    from vlaopt.errors import EnvironmentProblem
+    from vlaopt.stages.bench import why_not_timed
+
+    if backend is not None:
+        return artifact
+    if artifact.manifest.finish:
         with terminal.watched(quiet=as_json) as progress:
             artifact = finish_here(artifact, store=Store.default(), progress=progress)
-    if backend is None and (reason := why_not_timed(artifact)):
+    if reason := why_not_timed(artifact):
         raise EnvironmentProblem(
             f"cannot be measured here: {reason}",
             where=str(source),
             hint="--backend onnxruntime measures the portable graphs",
         )
-    own = artifact.recipe().bench
-    settings = BenchSettings(hz=hz or own.hz, duration_s=duration or own.duration_s, back_to_back_s=own.back_to_back_s)
-    with terminal.watched(quiet=as_json) as progress:
-        record = bench_artifact(artifact, settings, progress, backend=backend, trust=trust)
-    outcomes = evaluate(wanted, record)
-    value: dict[str, Any] = record.model_dump(mode="json", by_alias=True)
+    return artifact
+
+
+def _missed(outcomes: Sequence[Outcome]) -> str:
+    """The missed assertions, those with one reason together."""
+    by_reason: dict[str | None, list[str]] = {}
+    for outcome in outcomes:
+        if not outcome.ok:
+            by_reason.setdefault(outcome.reason, []).append(outcome.expression)
+    return "; ".join(f"{', '.join(expressions)}: {reason}" for reason, expressions in by_reason.items())
+
+
+def _give(record: BenchRecord, outcomes: Sequence[Outcome], as_json: bool) -> None:
+    from vlaopt.benchmark.assertions import why_not_valid
+
     if as_json:
+        value = record.model_dump(mode="json", by_alias=True)
         terminal.give_json({"record": value, "assertions": [vars(outcome) for outcome in outcomes]})
     else:
-        show(record)
-        for outcome in outcomes:
-            terminal.give(
-                f"{'held  ' if outcome.ok else 'MISSED'} {outcome.expression}"
-                + (f" ({outcome.reason})" if outcome.reason else "")
-            )
-    # Told first: a machine whose store cannot be written has measured all the same.
-    Store.default().remember("bench", f"{artifact.id[:16]}-{record.environment.machine_key()}", value)
-    missed = [f"{outcome.expression}: {outcome.reason}" for outcome in outcomes if not outcome.ok]
-    if missed:
-        raise GateError("; ".join(missed))
-
-
-def show(record: Any) -> None:
-    """Print a record."""
-    table = terminal.table(
-        "",
-        "min",
-        "p50",
-        "p90",
-        "p99",
-        "p99.9",
-        "max",
-        "jitter",
-        right=("min", "p50", "p90", "p99", "p99.9", "max", "jitter"),
-        title=f"latency in ms ({record.environment.cpu_model})",
-    )
-    unstated: list[str] = []
-    for name, part in ((f"paced at {record.settings.hz:g} Hz", record.paced), ("back-to-back", record.back_to_back)):
-        spread = part.latency_ms
-        cells = [spread.p50, spread.p90, spread.p99, spread.p99_9]
-        values = ["—" if cell.value is None else f"{cell.value:.3f}" for cell in cells]
-        unstated += [f"{name}: {cell.reason}" for cell in cells if cell.value is None][:1]
-        jitter = "—" if part.jitter_ms is None else f"{part.jitter_ms:.3f}"
-        table.add_row(name, f"{spread.min:.3f}", *values, f"{spread.max:.3f}", jitter)
-    terminal.give_table(table)
-    for reason in unstated:
-        terminal.give_words(f"— {reason}")
-    paced = record.paced
-    terminal.give_words(
-        f"misses: {paced.misses} of {paced.ticks} ticks past their deadline of {paced.deadline_ms:g} ms, "
-        f"{len(paced.dropped)} dropped"
-    )
-    memory = "not available" if record.peak_memory_mib is None else f"{record.peak_memory_mib:.0f} MiB"
-    energy = record.energy.reason if record.energy.joules is None else f"{record.energy.joules * 1e3:.2f} mJ per chunk"
-    terminal.give_words(
-        f"cold start {record.cold_start_ms:.0f} ms · peak memory {memory} · energy {energy} · "
-        f"harness {record.overhead_us:.1f} µs"
-    )
-    for name, told in record.told.items():
-        terminal.give_words(f"{name} ran {'; '.join(told)}")
-    terminal.give_words(f"actions checked: {record.actions.checked}")
-    terminal.give_words(f"verdict: {record.verdict}" + (f": {'; '.join(record.reasons)}" if record.reasons else ""))
+        show_record(record)
+        show_outcomes(outcomes, why_not_valid(record))
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the subcommand."""
     app.command(
         epilog="Examples: vlaopt bench artifacts/edge-vla/…/cpu-x86 · vlaopt bench ARTIFACT --hz 50 --duration 30 "
-        '--assert "p99_ms<20"'
+        '--assert "p99_ms<20" · vlaopt bench ARTIFACT --with-load 2 --sweep steps=1,2,5 --record record.json'
     )(bench)

@@ -114,6 +114,19 @@ def refuse_options(given: Mapping[str, object], why: str, *, hint: str) -> None:
         raise InputError(f"{', '.join(stray)}: {why}", hint=hint)
 
 
+def outside(path: Path, artifact: Path) -> Path:
+    """`path`, which must be a file to be, and not in the artifact, which never changes once written."""
+    from vlaopt.errors import InputError
+
+    if path.is_dir():
+        raise InputError("a folder, not a file to write", where=str(path), hint="name a file in it")
+    if path.resolve().is_relative_to(artifact.resolve()):
+        raise InputError(
+            "lies in the artifact, which never changes once written", where=str(path), hint="name a file somewhere else"
+        )
+    return path
+
+
 def _command(name: str) -> Callable[..., None]:
     def command(
         source: Source,

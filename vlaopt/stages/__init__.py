@@ -207,7 +207,7 @@ STAGES = (
     ),
     Stage(
         "bench",
-        version=1,
+        version=2,
         values=("bench", "accept"),
         tools=("onnxruntime", "openvino", "numpy"),
         on_this_machine=True,
