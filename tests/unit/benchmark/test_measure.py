@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from vlaopt.benchmark import load
+from vlaopt.benchmark.environment import read_environment
 from vlaopt.benchmark.measure import measure
 from vlaopt.benchmark.record import BenchRecord, BenchSettings
+from vlaopt.benchmark.sampling import Sampler
 from vlaopt.benchmark.statistics import summarise
 from vlaopt.errors import InputError
 from vlaopt.machine.state import State
@@ -35,11 +42,54 @@ def test_a_steady_policy_is_valid_and_its_figures_are_exact(bench: Bench, policy
     assert record.actions.worst_difference == 0.0
 
 
-def test_percentiles_and_jitter_of_a_known_distribution(bench: Bench, policy: Policy) -> None:
-    record = bench(policy(lambda n: 1 + n % 10), settings=HALF_MINUTE)
+LAWS: dict[str, Callable[[int], float]] = {
+    "uniform": lambda n: 1 + n % 10,
+    "two-valued": lambda n: 4.0 if n % 20 else 30.0,
+    "heavy tail": lambda n: round(min(900.0, 2 / (1 - n % 1000 / 1000) ** 1.2), 3),
+    "slower than the rate": lambda n: 31.0,
+}
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_every_figure_of_a_known_law_is_the_one_counted_by_hand(
+    bench: Bench, policy: Policy, law: Callable[[int], float]
+) -> None:
+    settings = BenchSettings(hz=50, duration_s=100, back_to_back_s=3)
+    record = bench(policy(law), settings=settings)
+    warmed, burst = record.warmup_iterations, len(record.back_to_back.samples_ms)
+    assert list(record.back_to_back.samples_ms) == [law(warmed + call) for call in range(burst)]
+    paced, dropped = _by_hand(lambda call: law(warmed + burst + call), ticks=5000, period_ms=20.0)
+    assert list(record.paced.samples_ms) == pytest.approx(paced, abs=1e-6)
+    assert list(record.paced.dropped) == dropped
+    ordered = sorted(record.paced.samples_ms)
     latency = record.paced.latency_ms
-    assert (latency.p50.value, latency.p90.value, latency.p99.value, latency.max) == (5.0, 9.0, 10.0, 10.0)
-    assert record.paced.jitter_ms == 5.0
+    assert (latency.p50.value, latency.p90.value) == (ordered[2499], ordered[4499])
+    assert (latency.p99.value, latency.p99_9.value) == (ordered[4949], ordered[4994])
+    assert (latency.min, latency.max) == (ordered[0], ordered[-1])
+    assert record.paced.jitter_ms == round(ordered[4949] - ordered[2499], 3)
+    assert record.paced.misses == sum(sample > 20 for sample in ordered)
+    assert record.paced.miss_rate == record.paced.misses / 5000
+    spent_s = sum(record.back_to_back.samples_ms) / 1e3
+    assert record.back_to_back.throughput_hz == pytest.approx(burst / spent_s, rel=1e-4)
+
+
+def _by_hand(law: Callable[[int], float], *, ticks: int, period_ms: float) -> tuple[list[float], list[int]]:
+    """Latency of each tick and the dropped ones: a tick waits for the first call that starts in its period or later."""
+    ends_ms: dict[int, float] = {}
+    free_ms, call = 0.0, 0
+    for tick in range(ticks):
+        if free_ms >= (tick + 1) * period_ms and tick < ticks - 1:
+            continue
+        free_ms = max(free_ms, tick * period_ms) + law(call)
+        ends_ms[tick], call = free_ms, call + 1
+    served = sorted(ends_ms)
+    after = iter(served)
+    latencies, current = [], next(after)
+    for tick in range(ticks):
+        while current < tick:
+            current = next(after)
+        latencies.append(ends_ms[current] - tick * period_ms)
+    return latencies, [tick for tick in range(ticks) if tick not in ends_ms]
 
 
 def test_a_stall_shows_in_the_paced_tail_and_not_in_the_back_to_back_median(bench: Bench, policy: Policy) -> None:
@@ -175,6 +225,119 @@ def test_a_busy_machine_is_inconclusive_and_a_throttling_one_invalid(
     assert (record.verdict, record.reasons) == (verdict, (reason,))
 
 
+def test_what_the_machine_did_in_the_paced_run_is_on_its_time_axis(bench: Bench, policy: Policy, sampler: Any) -> None:
+    sampler.state = lambda seconds: State(clocks_mhz={"cpu": 2000.0}, temperatures_c={"tj": 50.0}, held=True)
+    record = bench(policy(lambda n: 10.0), settings=BenchSettings(hz=50, duration_s=4, back_to_back_s=1))
+    assert record.timeline is not None
+    # the readings just before and after the run, and one in each half second between
+    assert record.timeline.seconds == (-0.02, 0.48, 0.98, 1.48, 1.98, 2.48, 2.98, 3.48, 3.98, 3.99)
+    assert record.timeline.series == {"clock_mhz.cpu": (2000.0,) * 10, "temperature_c.tj": (50.0,) * 10}
+    assert (record.timeline.period_s, record.timeline.throttling, record.verdict) == (0.5, {}, "VALID")
+    assert bench(policy(lambda n: 10.0), sampler=None).timeline is None
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict", "reason"),
+    [
+        (State(throttling=("GPU too hot",)), "INVALID", "throttled: GPU too hot, at 100% of the readings"),
+        (State(held=False), "INCONCLUSIVE", "clocks not locked"),
+        (State(gpu_processes=3), "INCONCLUSIVE", "busy GPU: other programs on it: 3"),
+        (State(gpu_processes=0, held=True), "VALID", None),
+    ],
+)
+def test_states_that_make_figures_wrong_or_doubtful(
+    bench: Bench, policy: Policy, sampler: Any, jetson: Path, state: State, verdict: str, reason: str | None
+) -> None:
+    sampler.state = lambda seconds: state
+    record = bench(policy(lambda n: 10.0), machine=read_environment(root=jetson, gpu="NVIDIA RTX 4090"))
+    assert (record.verdict, record.reasons) == (verdict, () if reason is None else (reason,))
+
+
+def test_other_programs_on_a_gpu_that_is_not_used_raise_no_doubt(bench: Bench, policy: Policy, sampler: Any) -> None:
+    sampler.state = lambda seconds: State(gpu_processes=3)
+    assert bench(policy(lambda n: 10.0)).verdict == "VALID"
+
+
+def test_a_machine_that_heats_up_meanwhile_is_inconclusive(bench: Bench, policy: Policy, sampler: Any) -> None:
+    sampler.state = lambda seconds: State(temperatures_c={"tj": 40.0 + seconds})
+    record = bench(policy(lambda n: 10.0))
+    assert record.verdict == "INCONCLUSIVE"
+    assert record.reasons[0].startswith("temperature not settled: tj +8 °C")
+
+
+def test_a_reader_that_fails_leaves_the_latencies_and_says_so(bench: Bench, policy: Policy, sampler: Any) -> None:
+    sampler.board, sampler.failure = ("VDD_IN",), "it was killed"
+    record = bench(policy(lambda n: 10.0), settings=HALF_MINUTE)
+    assert record.paced.latency_ms.p50.value == 10.0
+    assert record.reasons == ("the machine's state is not known to the end: it was killed",)
+    assert record.energy.reason == "not available: it was killed"
+
+
+def test_the_load_works_from_before_the_warm_up_to_the_end_and_is_nobody_elses(
+    bench: Bench, policy: Policy, tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = "{} (python) R 1 1 1 0 -1 0 0 0 0 0 {} 0 0 0 20 0\n"
+    begin = {"proc/stat": "cpu  0 0 0 0 0 0 0 0 0 0\n", "proc/self/stat": stat.format(42, 0)}
+    tree({**begin, "proc/77/stat": stat.format(77, 0), "proc/78/stat": stat.format(78, 0)})
+    steady = policy(lambda n: 10.0)
+    noted: list[tuple[str, int]] = []
+
+    @contextmanager
+    def busy(count: int, seed: int) -> Iterator[Any]:
+        noted.append((f"{count} at work, seed {seed}", steady.count))
+        yield SimpleNamespace(processes=(77, 78), lost=lambda: 0)
+        noted.append(("gone", steady.count))
+
+    def loaded(observation: Any) -> np.ndarray:
+        if steady.count == 500:
+            # of 10 000 jiffies: 4000 + 4000 of the load, 500 of this process, 300 of others
+            tree({"proc/stat": "cpu  8800 0 0 1200 0 0 0 0 0 0\n", "proc/self/stat": stat.format(42, 500)})
+            tree({"proc/77/stat": stat.format(77, 4000), "proc/78/stat": stat.format(78, 4000)})
+        actions: np.ndarray = steady(observation)
+        return actions
+
+    monkeypatch.setattr(load, "busy", busy)
+    record = bench(loaded, settings=BenchSettings(hz=50, duration_s=30, load=2, seed=7))
+    assert noted == [("2 at work, seed 7", 0), ("gone", 50 + 300 + 1500)]
+    assert (record.others_cpu_share, record.verdict, record.settings.load) == (0.03, "VALID", 2)
+
+
+def test_the_latency_of_each_tick_is_told_when_its_call_is_over(bench: Bench, policy: Policy) -> None:
+    told: list[tuple[int, int]] = []
+    stalling = policy(lambda n: 80.0 if n % 500 == 499 else 10.0)
+    record = bench(stalling, on_tick=lambda latency_ns: told.append((latency_ns, stalling.count)), settings=HALF_MINUTE)
+    assert [latency_ns / 1e6 for latency_ns, _ in told] == list(record.paced.samples_ms)
+    counts = [count for _, count in told]
+    assert counts == sorted(counts)
+    assert counts[0] == stalling.count - (len(told) - len(record.paced.dropped)) + 1
+
+
+@pytest.mark.parametrize("call", [20, 200, 450])
+def test_an_interruption_anywhere_ends_load_and_leaves_nothing(
+    bench: Bench, policy: Policy, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    steady = policy(lambda n: 10.0)
+    ended: list[int] = []
+
+    @contextmanager
+    def busy(count: int, seed: int) -> Iterator[Any]:
+        try:
+            yield SimpleNamespace(processes=(), lost=lambda: 0)
+        finally:
+            ended.append(count)
+
+    def interrupted(observation: Any) -> np.ndarray:
+        if steady.count == call:
+            raise KeyboardInterrupt("Ctrl-C")
+        actions: np.ndarray = steady(observation)
+        return actions
+
+    monkeypatch.setattr(load, "busy", busy)
+    with pytest.raises(KeyboardInterrupt, match="Ctrl-C"):
+        bench(interrupted, settings=BenchSettings(load=3))
+    assert ended == [3]
+
+
 @pytest.mark.parametrize("counted", [True, False])
 def test_energy_per_chunk_is_given_raw_and_above_idle(
     bench: Bench, policy: Policy, clock: Any, sampler: Any, counted: bool
@@ -249,10 +412,39 @@ def test_unusable_observations_or_tolerance_are_refused(
         bench(policy(lambda n: 10.0), **given)
 
 
-def test_the_harness_itself_costs_microseconds_on_the_real_clock() -> None:
+def test_the_harness_itself_costs_at_most_30_microseconds_at_the_median() -> None:
+    """An empty session on the real clock, its action check included. The best of five: others may be at work here."""
     observations = [{"state": np.full(4, index, np.float32)} for index in range(4)]
     chunks = [np.zeros((10, 4), np.float32)] * 4
+    std = np.ones(4, np.float32)
     settings = BenchSettings(hz=200, duration_s=0.1, back_to_back_s=0.01)
-    record = measure(lambda observation: chunks[0], observations, expected=chunks, tolerance=0.01, settings=settings)
-    assert 0 < record.overhead_us <= 30
-    assert record.paced.ticks == 20
+
+    def difference(actions: np.ndarray, expected: np.ndarray) -> float:
+        return float((np.abs(actions - expected)[:5] / std).max()) / 0.01
+
+    records = [
+        measure(lambda observation: chunks[0], observations, expected=chunks, tolerance=difference, settings=settings)
+        for _ in range(5)
+    ]
+    assert 0 < min(record.overhead_us for record in records) <= 30
+    assert all(record.paced.ticks == 20 for record in records)
+    # what the schedule itself wakes too late is told apart
+    assert all(record.paced.wake_up.p50_us is not None for record in records)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_measurement_under_load_on_the_real_clock_leaves_no_process() -> None:
+    chunk = np.zeros((10, 4), np.float32)
+    settings = BenchSettings(hz=200, duration_s=0.5, back_to_back_s=0.1, load=1)
+    before = children()
+    with Sampler(0.05) as reader:
+        record = measure(lambda observation: chunk, [0, 1], settings=settings, sampler=reader)
+    assert record.timeline is not None
+    assert record.timeline.seconds[0] < 0 < 0.49 < record.timeline.seconds[-1]
+    assert BenchRecord.from_json(record.to_json(), where="bench.json") == record
+    assert children() == before
+
+
+def children() -> set[str]:
+    """Processes that this one started and that are still there."""
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())

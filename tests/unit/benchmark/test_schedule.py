@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -27,7 +28,7 @@ class Stepped:
         self.time_ns = max(self.time_ns, moment_ns)
 
 
-def ticks_of(latencies_ms: list[float], hz: float) -> Ticks:
+def ticks_of(latencies_ms: list[float], hz: float, on_tick: Callable[[int], None] | None = None) -> Ticks:
     """As many ticks as latencies; the n-th call that is started takes the n-th."""
     clock, remaining = Stepped(), iter(latencies_ms)
 
@@ -35,7 +36,7 @@ def ticks_of(latencies_ms: list[float], hz: float) -> Ticks:
         clock.time_ns += round(next(remaining) * MS)
         return clock.time_ns
 
-    return run_ticks(call, ticks=len(latencies_ms), hz=hz, clock=clock)
+    return run_ticks(call, ticks=len(latencies_ms), hz=hz, clock=clock, on_tick=on_tick)
 
 
 def test_a_stall_costs_every_tick_it_covered() -> None:
@@ -66,6 +67,32 @@ def test_every_intended_tick_has_a_latency_and_dropped_ones_miss_the_period(late
     assert all(happened.latencies_ns[tick] > 1e9 / hz - 1 for tick in happened.dropped)
     assert len(latencies) - 1 not in happened.dropped
     assert min(happened.latencies_ns) >= round(min(latencies) * MS)
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=60), st.sampled_from([10.0, 30.0, 50.0, 333.0]))
+def test_each_latency_is_told_once_in_order(latencies: list[float], hz: float) -> None:
+    told: list[int] = []
+    happened = ticks_of(latencies, hz, on_tick=told.append)
+    assert told == list(happened.latencies_ns)
+
+
+def test_hours_at_1_khz_cost_a_few_bytes_and_the_same_time_for_each_tick() -> None:
+    def run(ticks: int) -> tuple[float, float]:
+        """Bytes kept and seconds taken by each tick, of which every tenth stalls."""
+        tracemalloc.start()
+        begin_s = time.process_time()
+        happened = ticks_of([25 if tick % 10 == 5 else 0.5 for tick in range(ticks)], hz=1000)
+        spent_s = time.process_time() - begin_s
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(happened.latencies_ns) == ticks
+        return kept / ticks, spent_s / ticks
+
+    run(1000)
+    (_, short_s), (kept_bytes, long_s) = run(2_000), run(100_000)
+    assert kept_bytes < 24
+    # a quadratic step would make it fifty times as long
+    assert long_s < 5 * short_s
 
 
 def test_the_system_clock_wakes_at_the_moment_and_not_before() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlaopt.benchmark.statistics import (
@@ -54,6 +56,51 @@ def test_a_percentile_is_a_sample_inside_its_interval(samples: list[float], q: f
     assert {stated.low, stated.value, stated.high} <= set(samples)
     assert stated.low <= stated.value <= stated.high
     assert sum(sample <= stated.value for sample in samples) >= q * len(samples) - 1e-6
+
+
+def binomial_below(count: int, q: Fraction) -> list[Fraction]:
+    """P(at most k of `count` samples lie below the percentile q), k from 0: exact, term by term."""
+    mass = [math.comb(count, k) * q**k * (1 - q) ** (count - k) for k in range(count + 1)]
+    return list(itertools.accumulate(mass))
+
+
+def intervals_by_hand(count: int, q: Fraction, confidence: Fraction) -> list[tuple[int, int]]:
+    """Of all pairs of ranks that cover the percentile with the confidence, the narrowest that cover it best."""
+    below = binomial_below(count, q)
+    pairs = {
+        (low, high): below[high - 1] - below[low - 1]
+        for low in range(1, count + 1)
+        for high in range(low, count + 1)
+        if below[high - 1] - below[low - 1] >= confidence
+    }
+    narrowest = min(high - low for low, high in pairs)
+    best = max(coverage for (low, high), coverage in pairs.items() if high - low == narrowest)
+    return [pair for pair, coverage in pairs.items() if pair[1] - pair[0] == narrowest and coverage == best]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(8, 70), st.sampled_from([Fraction(1, 2), Fraction(9, 10)]))
+def test_intervals_are_those_of_trying_every_pair_of_ranks(count: int, q: Fraction) -> None:
+    if count < minimum_samples(float(q)):
+        return
+    stated = percentile(np.arange(1.0, count + 1), float(q))
+    # ranks that cover equally well are as good as each other
+    assert (stated.low, stated.high) in intervals_by_hand(count, q, Fraction(99, 100))
+
+
+@given(
+    st.one_of(
+        st.lists(st.floats(0.001, 1000), min_size=8, max_size=300),
+        st.lists(st.sampled_from([5.0, 80.0]), min_size=8, max_size=300),
+        st.lists(st.floats(0.5, 4).map(lambda x: 10**x), min_size=8, max_size=300),
+    ),
+    st.sampled_from([Fraction(1, 2), Fraction(9, 10), Fraction(99, 100)]),
+)
+def test_percentiles_are_the_nearest_rank_of_the_sorted_samples(samples: list[float], q: Fraction) -> None:
+    stated = percentile(samples, float(q))
+    rank = -(-q.numerator * len(samples) // q.denominator)  # the ceiling, in whole numbers
+    wanted = sorted(samples)[rank - 1] if len(samples) >= minimum_samples(float(q)) else None
+    assert stated.value == wanted
 
 
 @pytest.mark.parametrize(("q", "count"), [(0.5, 30), (0.9, 60), (0.99, 500)])
