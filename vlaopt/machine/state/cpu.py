@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from vlaopt.machine.jetson import is_jetson
 from vlaopt.machine.sources import Sources
 from vlaopt.machine.state import State
+from vlaopt.machine.state.sysfs import monitors, read_number, read_numbers
 from vlaopt.machine.system import cpus, read_text
 
 PERFORMANCE = "performance"
@@ -32,10 +33,11 @@ def policies(root: Path) -> list[Path]:
 
 
 class CpuProbe:
-    """Frequencies are those of the fastest CPU of each kind: a CPU that has nothing to do slows down and says nothing.
+    """The files below `root`. What is there is found once, when opened.
 
-    Clocks are held where each CPU's governor is `performance`, or where it may run at one frequency only. One file is
-    read for each CPU's frequency, governor and count of throttling, and a few more.
+    Frequencies are those of the fastest CPU of each kind: one that has nothing to do slows down and says nothing.
+    Clocks are held where each CPU's governor is `performance`, or where it may run at one frequency only. A reading
+    takes four small files for each CPU.
     """
 
     name = "cpu"
@@ -45,10 +47,12 @@ class CpuProbe:
         self._kinds = _kinds(self._policies)
         # a Jetson's own probe reads its zones
         self._sensors = _sensors(root) or ({} if is_jetson(root) else _zones(root))
-        self._throttle_counts = [
-            path for scope in ("core", "package") for path in cpus(root, f"thermal_throttle/{scope}_throttle_count")
-        ]
-        self._throttled = _total(self._throttle_counts)
+        self._throttle_counts = {
+            str(path): path
+            for scope in ("core", "package")
+            for path in cpus(root, f"thermal_throttle/{scope}_throttle_count")
+        }
+        self._throttled = sum(read_numbers(self._throttle_counts).values())
         self._packages, reason = _packages(root, clock)
         self.board = tuple(self._packages)
         self.missing: Mapping[str, str] = {
@@ -57,13 +61,12 @@ class CpuProbe:
         }
 
     def read(self) -> State:
-        throttled, before = _total(self._throttle_counts), self._throttled
+        throttled, before = sum(read_numbers(self._throttle_counts).values()), self._throttled
         self._throttled = throttled
-        frequencies = {kind: max(_thousandths(files), default=None) for kind, files in self._kinds.items()}
-        temperatures = {name: next(_thousandths([file]), None) for name, file in self._sensors.items()}
+        frequencies = {kind: read_numbers(files).values() for kind, files in self._kinds.items()}
         return State(
-            clocks_mhz={kind: mhz for kind, mhz in frequencies.items() if mhz is not None},
-            temperatures_c={name: celsius for name, celsius in temperatures.items() if celsius is not None},
+            clocks_mhz={kind: max(khz) / 1000 for kind, khz in frequencies.items() if khz},
+            temperatures_c={name: millis / 1000 for name, millis in read_numbers(self._sensors).items()},
             energy_j={
                 name: joules for name, package in self._packages.items() if (joules := package.joules()) is not None
             },
@@ -90,9 +93,8 @@ class _Package:
         self._total_uj: int | None = 0
 
     def joules(self) -> float | None:
-        try:
-            now_uj, now_s = int(self._file.read_text()), self._clock()
-        except (OSError, ValueError):
+        now_uj, now_s = read_number(self._file), self._clock()
+        if now_uj is None:
             return None
         if self._total_uj is None or (now_s - self._last_s) * _MAX_WATTS * 1e6 > self._range_uj:
             self._total_uj = None
@@ -124,24 +126,25 @@ def _is_held(policy: Path) -> bool:
     return lowest is not None and lowest == read_text(policy / "scaling_max_freq")
 
 
-def _kinds(folders: Iterable[Path]) -> dict[str, list[Path]]:
+def _kinds(folders: Iterable[Path]) -> dict[str, dict[str, Path]]:
     """Files of the frequencies now, by kind of CPU: `cpu`, or `cpu-2201` after the highest MHz where these differ."""
-    kinds: dict[str, list[Path]] = defaultdict(list)
+    kinds: dict[str, dict[str, Path]] = defaultdict(dict)
     for policy in folders:
-        highest = next(_thousandths([policy / "cpuinfo_max_freq"]), None)
-        kinds["cpu" if highest is None else f"cpu-{highest:.0f}"].append(policy / "scaling_cur_freq")
+        highest_khz = read_number(policy / "cpuinfo_max_freq")
+        kind = "cpu" if highest_khz is None else f"cpu-{highest_khz / 1000:.0f}"
+        kinds[kind][policy.name] = policy / "scaling_cur_freq"
     return dict(kinds) if len(kinds) != 1 else {"cpu": next(iter(kinds.values()))}
 
 
 def _sensors(root: Path) -> dict[str, Path]:
     """Temperatures that the CPUs' own drivers give, each package's and not each core's."""
     found: dict[str, Path] = {}
-    for folder in sorted((root / "sys/class/hwmon").glob("hwmon[0-9]*")):
-        if (chip := read_text(folder / "name")) in _CPU_SENSORS:
-            for file in sorted(folder.glob("temp[0-9]*_input")):
-                label = read_text(file.with_name(file.name.replace("input", "label"))) or file.name.split("_")[0]
-                if not label.startswith("Core "):
-                    found[_unused(f"{chip} {label}", found)] = file
+    for driver in _CPU_SENSORS:
+        for file in (file for folder in monitors(root, driver) for file in sorted(folder.glob("temp[0-9]*_input"))):
+            number = file.name.removesuffix("_input")
+            label = read_text(file.with_name(f"{number}_label")) or number
+            if not label.startswith("Core "):
+                found[_unused(f"{driver} {label}", found)] = file
     return found
 
 
@@ -158,15 +161,3 @@ def _unused(name: str, names: Iterable[str]) -> str:
     """`name`, numbered where there is one such already, as on two sockets."""
     taken = sum(other == name or other.startswith(f"{name} #") for other in names)
     return f"{name} #{taken + 1}" if taken else name
-
-
-def _thousandths(files: Iterable[Path]) -> Iterator[float]:
-    """MHz from files in kHz, °C from those in m°C; without those that cannot be read or say `<unknown>`."""
-    for file in files:
-        text = read_text(file) or ""
-        if text.lstrip("-").isdigit():
-            yield int(text) / 1000
-
-
-def _total(files: Iterable[Path]) -> int:
-    return sum(int(text) for file in files if (text := read_text(file) or "").isdigit())
