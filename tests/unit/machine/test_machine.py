@@ -61,7 +61,13 @@ def test_jetpack_7_is_told_by_jetson_linux_and_its_driver_by_nvidia_smi() -> Non
 
 
 @pytest.mark.parametrize(
-    ("revision", "release"), [("R36 (release), REVISION: 3.0", "6.0"), ("R38 (release), REVISION: 2.1", "7.0")]
+    ("revision", "release"),
+    [
+        ("R36 (release), REVISION: 3.0", "6.0"),
+        ("R36 (release), REVISION: 5.0", "6.2.2"),
+        ("R38 (release), REVISION: 2.1", "7.0"),
+        ("R38 (release), REVISION: 2.2", "7.0"),
+    ],
 )
 def test_without_packages_jetson_linux_tells_the_jetpack(tmp_path: Path, revision: str, release: str) -> None:
     write(tmp_path, "etc/nv_tegra_release", f"# {revision}, GCID: 1, BOARD: generic, EABI: aarch64")

@@ -40,7 +40,7 @@ class JetsonProbe:
 
     Clocks are held where the GPU may run at one only, as jetson_clocks sets it. Throttling are cooling devices at work,
     and the alarms that came since the reading before, each of which takes clocks away for a moment: on Orin oc1 is low
-    voltage, oc2 average and oc3 instantaneous over-current.
+    voltage, oc2 average and oc3 instantaneous over-current (Jetson Linux Developer Guide, Orin series).
     """
 
     name = "jetson"
@@ -91,7 +91,7 @@ class JetsonProbe:
 
 
 def _alarms(root: Path) -> dict[str, Path]:
-    """Files that count alarms, of those that throttle. Source: the driver of soctherm-oc-event, Jetson Linux."""
+    """Files that count alarms, of those that throttle. Source: driver of soctherm-oc-event in Jetson Linux."""
     return {
         file.name.removesuffix("_event_cnt"): file
         for monitor in monitors(root, "soctherm_oc")

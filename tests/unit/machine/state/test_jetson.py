@@ -126,6 +126,21 @@ def test_alarms_since_the_reading_before_are_throttling(thor: Path) -> None:
     assert probe.read().throttling == ()
 
 
+def test_a_reading_asks_each_i2c_register_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = _opened(sample("orin-jetpack6").sources.root)
+    asked: list[str] = []
+    opened = os.open
+
+    def noted(path: Path, flags: int) -> int:
+        asked.append(str(path))
+        return opened(path, flags)
+
+    monkeypatch.setattr(os, "open", noted)
+    probe.read()
+    assert len(asked) == len(set(asked)) == 37
+    assert sum("/hwmon3/" in path or "/hwmon4/" in path for path in asked) == 2 * 4
+
+
 def test_a_sensor_that_says_try_again_is_left_out_at_once(thor: Path) -> None:
     current = thor / "sys/class/hwmon/hwmon5/curr1_input"
     current.unlink()
