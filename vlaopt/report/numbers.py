@@ -15,7 +15,7 @@ def number(value: float | None) -> str:
     if size == 0 or size >= 100:
         return f"{value:,.0f}".replace(",", " ")
     if size < 1e-3:
-        return f"{value:.1e}"
+        return f"{value:.1e}".replace("e-0", "e-")
     return f"{value:.{max(0, 2 - math.floor(math.log10(size)))}f}"
 
 
@@ -30,18 +30,17 @@ def percentile(value: Percentile) -> str:
 
 
 def interval(value: Percentile) -> str:
-    """The interval of a percentile in ms, or why there is none."""
+    """The interval of a percentile in ms, or how many samples there are and are needed."""
     if value.low is None or value.high is None:
-        return value.reason or "—"
+        return (value.reason or "—").removeprefix("insufficient samples: ")
     return f"{number(value.low)} – {number(value.high)} ms"
 
 
 def size(count: int) -> str:
     """Bytes: `1.33 MB`."""
-    for bound, unit in ((1e9, "GB"), (1e5, "MB")):
-        if count >= bound:
-            return f"{number(count / (1e9 if unit == 'GB' else 1e6))} {unit}"
-    return f"{number(count / 1e3)} kB"
+    if count >= 1e9:
+        return f"{number(count / 1e9)} GB"
+    return f"{number(count / 1e6)} MB" if count >= 1e5 else f"{number(count / 1e3)} kB"
 
 
 def memory(mib: float | None) -> str:

@@ -13,6 +13,7 @@ from vlaopt.report.headline import headline
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 
 def render(facts: Facts, figures: Mapping[str, str]) -> str:
@@ -32,6 +33,7 @@ def render(facts: Facts, figures: Mapping[str, str]) -> str:
             statements=headline(facts),
             figures={name: markup(svg) for name, svg in figures.items()},
             joints=joints(facts),
+            order=[component.name for component in facts.components],
             environment=environment(facts),
             by_role=by_role(facts),
             vlaopt=__version__,
@@ -83,5 +85,18 @@ def _environment() -> Environment:
     )
     for write in (numbers.number, numbers.milliseconds, numbers.percentile, numbers.interval, numbers.size):
         made.filters[write.__name__] = write
-    made.filters |= {"share": numbers.share, "memory": numbers.memory}
+    made.filters |= {"share": numbers.share, "memory": numbers.memory, "coded": _coded}
     return made
+
+
+def _coded(text: str) -> Markup:
+    """Text, escaped, with what stands between backquotes as code; one without a partner stands for itself."""
+    markupsafe = require("markupsafe", "report")
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:
+        pieces = [text]
+    code = markupsafe.Markup("<code>{}</code>")
+    told: Markup = markupsafe.Markup("").join(
+        code.format(piece) if place % 2 else markupsafe.escape(piece) for place, piece in enumerate(pieces)
+    )
+    return told
