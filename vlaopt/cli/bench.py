@@ -127,9 +127,10 @@ def bench(
     started = datetime.now(timezone.utc)
     with ExitStack() as around:
         progress = around.enter_context(terminal.watched(quiet=as_json))
-        if lock_clocks:
-            terminal.note(f"locked: {', '.join(around.enter_context(locked()))}")
-        record = bench_artifact(artifact, settings, progress, backend=backend, trust=trust, sweep=over)
+        held = around.enter_context(locked()) if lock_clocks else ()
+        if held:
+            terminal.note(f"locked: {', '.join(held)}")
+        record = bench_artifact(artifact, settings, progress, backend=backend, trust=trust, sweep=over, locked=held)
     seconds = (datetime.now(timezone.utc) - started).total_seconds()
     outcomes = evaluate(wanted, record)
     _give(record, outcomes, as_json)

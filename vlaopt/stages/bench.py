@@ -86,14 +86,15 @@ def bench_artifact(
     trust: bool = False,
     sweep: Sweep | None = None,
     on_tick: Callable[[int], None] | None = None,
+    locked: Sequence[str] = (),
 ) -> BenchRecord:
     """Measure the artifact on its golden observations and noise, its actions checked while the clock runs.
 
     `tolerance` is the largest error of one action, in standard deviations; without one, a chunk may be off by twice
     the worst error found by `verify`, or by `engine` on the target, or by 1e-3. `on_tick` is told the latency in ns of
-    each paced tick. The cold start is that of a fresh process; the breakdown, and each curve that `sweep` asks for,
-    take about as long as the back-to-back run and have no load. Raises InputError for numbers of steps that the loop
-    cannot take, before anything is measured.
+    each paced tick, `locked` says which clocks the caller holds. The cold start is that of a fresh process; the
+    breakdown, and each curve that `sweep` asks for, take about as long as the back-to-back run and have no load. Raises
+    InputError for numbers of steps that the loop cannot take, before anything is measured.
     """
     wanted = {over: values for over, values in (sweep or {}).items() if values}
     for steps in wanted.get("steps", ()):
@@ -104,7 +105,7 @@ def bench_artifact(
         fresh = launch(artifact.path, backend=backend, trust=trust, calls=FRESH_CALLS, warmup=0)
         policy = open_artifact(artifact, backend=backend, trust=trust)
         difference = _difference(policy, tolerance if tolerance is not None else _worst(artifact))
-        record = _measured(artifact, policy, golden, settings, difference, on_tick, say)
+        record = _measured(artifact, policy, golden, settings, difference, on_tick, locked, say)
         told = policy.told()
         say("taking the chunk apart")
         breakdown = break_down(policy, golden.samples, seconds=settings.back_to_back_s)
@@ -130,6 +131,7 @@ def _measured(
     settings: BenchSettings,
     difference: Difference,
     on_tick: Callable[[int], None] | None,
+    locked: Sequence[str],
     say: Say,
 ) -> BenchRecord:
     library = backends.get(policy.backend)
@@ -140,6 +142,13 @@ def _measured(
         "paced": f"paced at {settings.hz:g} Hz for {settings.duration_s:g} s",
     }
     with Sampler() as sampler:
+        sampler.read()
+        machine = read_environment(
+            libraries={policy.backend: library.version()},
+            gpu=library.machine().get("gpu"),
+            state=sampler.states[-1][1] if sampler.states else None,
+            locked=locked,
+        )
         return measure(
             of_sample(policy.predict_chunk),
             golden.samples,
@@ -147,7 +156,7 @@ def _measured(
             expected=list(golden.actions),
             tolerance=difference,
             subject=Subject(artifact=artifact.id, policy=digest_bytes(artifact.read(ACTIONS))),
-            machine=read_environment(libraries={policy.backend: library.version()}, gpu=library.machine().get("gpu")),
+            machine=machine,
             sampler=sampler,
             on_tick=on_tick,
             on_progress=lambda phase: say(phases[phase]),

@@ -23,16 +23,6 @@ def open_probes(sources: Sources | None = None) -> list[Probe]:
     return [probe for probe in probes if probe is not None]
 
 
-def read_state(sources: Sources | None = None) -> State:
-    """The state of this machine now, once."""
-    probes = open_probes(sources)
-    try:
-        return merged(probes)
-    finally:
-        for probe in probes:
-            probe.close()
-
-
 def merged(probes: Sequence[Probe]) -> State:
     """What the probes read now, as one state; what one could not read is left out.
 
