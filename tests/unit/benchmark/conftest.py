@@ -15,7 +15,7 @@ from vlaopt.benchmark.sampling import Sampler
 from vlaopt.machine.state import State
 
 OBSERVATIONS = [{"state": np.full(4, index, np.float32)} for index in range(8)]
-CHUNKS = [np.full((10, 4), index, np.float32) for index in range(8)]
+CHUNKS: list[np.ndarray] = [np.full((10, 4), index, np.float32) for index in range(8)]
 
 JETSON = {
     "proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd asimddp bf16\n\nprocessor\t: 1\nFeatures\t: fp asimd\n",
@@ -67,7 +67,8 @@ class FakePolicy:
         self.count += 1
         index = int(observation["state"][0])
         self.seen.append(index)
-        return CHUNKS[index].copy()
+        chunk: np.ndarray = CHUNKS[index].copy()
+        return chunk
 
 
 class FakeSampler(Sampler):

@@ -7,14 +7,14 @@ import time
 from collections.abc import Mapping
 
 from vlaopt.errors import EnvironmentProblem
-from vlaopt.machine.state import Silent, State
+from vlaopt.machine.state import Probe, Silent, State
 
 
 class Told:
     """A probe that tells the process it is read in, and how often it was."""
 
     name = "told"
-    board = ("rail",)
+    board: tuple[str, ...] = ("rail",)
     missing: Mapping[str, str] = {"clocks_mhz": "no clocks"}
 
     def __init__(self) -> None:
@@ -45,23 +45,23 @@ class Hanging(Told):
         return super().read()
 
 
-def told() -> list[Told | Silent]:
+def told() -> list[Probe]:
     return [Told(), Silent("mute", {"energy_j": "no counter", "clocks_mhz": "none either"})]
 
 
-def dying() -> list[Told]:
+def dying() -> list[Probe]:
     return [Dying()]
 
 
-def hanging() -> list[Told]:
+def hanging() -> list[Probe]:
     return [Hanging()]
 
 
-def refused() -> list[Told]:
+def refused() -> list[Probe]:
     raise EnvironmentProblem("the driver is not loaded")
 
 
-def niced() -> list[Told]:
+def niced() -> list[Probe]:
     """A probe named after the niceness of the process it is in."""
     probe = Told()
     probe.name = f"nice {os.nice(0)}"

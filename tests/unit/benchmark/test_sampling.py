@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ def test_the_reader_steps_aside() -> None:
     ],
 )
 def test_a_reader_that_fails_leaves_what_it_told_and_a_reason(
-    monkeypatch: pytest.MonkeyPatch, opened: Callable[[], list[work.Told]], states: int, failure: str
+    monkeypatch: pytest.MonkeyPatch, opened: sampling.Opener, states: int, failure: str
 ) -> None:
     monkeypatch.setattr(sampling, "ANSWER_S", 0.5)
     with Sampler(100.0, opened) as sampler:
