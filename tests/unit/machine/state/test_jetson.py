@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.machine.sampled import SAMPLES, sample
+from vlaopt.benchmark.energy import joules
 from vlaopt.machine import Sources
 from vlaopt.machine.state import Probe
 from vlaopt.machine.state.jetson import open_jetson
@@ -195,6 +196,15 @@ def test_the_probes_of_a_jetson_tell_its_power_clocks_and_temperatures(name: str
     assert {"cpu", "emc" if name == "thor" else "17000000.gpu"} <= set(state.clocks_mhz)
     assert "tj-thermal" in state.temperatures_c
     assert state.held is (name == "thor")
+
+
+@pytest.mark.parametrize(("name", "watts"), [("orin-jetpack6", 3.36224 + 0.48032 + 4.86864), ("thor", 20.986)])
+def test_two_seconds_of_a_board_are_its_energy(name: str, watts: float) -> None:
+    probes = open_probes(sample(name).sources)
+    readings = [(second * 10**9, merged(probes)) for second in (5, 6, 7)]
+    spent = joules(readings, [part for probe in probes for part in probe.board])
+    assert isinstance(spent, dict)
+    assert sum(spent.values()) == pytest.approx(2 * watts)
 
 
 def test_a_container_without_a_device_tree_is_on_a_jetson_whose_gpu_is_counted_once(thor: Path) -> None:
