@@ -66,7 +66,8 @@ def cost_over_batch(
 ) -> Curve:
     """Latency of a whole batch by its size: golden observations from each on, from the first again after the last.
 
-    All rows have the noise of the first. Raises InputError for a size below 1.
+    The policy runs its rows one after the other, all with the noise of the first. Raises InputError for no size and
+    for one below 1.
     """
     count, noises = len(golden.observations), [noise for _, noise in golden.samples]
 
