@@ -38,9 +38,10 @@ def open_jetson(sources: Sources | None = None) -> Probe | None:
 class JetsonProbe:
     """The files below `root`; what there is of them is found once, when opened.
 
-    Clocks are held where the GPU may run at one only, as jetson_clocks sets it. Throttling are cooling devices at work,
-    and the alarms that came since the reading before, each of which takes clocks away for a moment: on Orin oc1 is low
-    voltage, oc2 average and oc3 instantaneous over-current (Jetson Linux Developer Guide, Orin series).
+    Clocks are held where the GPU may run at one only, as jetson_clocks sets it, or its governor is `performance`, which
+    keeps it at its highest. Throttling are cooling devices at work, and the alarms that came since the reading before,
+    each of which takes clocks away for a moment: on Orin oc1 is low voltage, oc2 average and oc3 instantaneous
+    over-current (Jetson Linux Developer Guide, Orin series).
     """
 
     name = "jetson"
@@ -85,9 +86,15 @@ class JetsonProbe:
         return [f"electrical limit ({alarm})" for alarm, count in counts.items() if count > before.get(alarm, count)]
 
     def _held(self) -> bool | None:
-        limits = [(read_number(gpu / "min_freq"), read_number(gpu / "max_freq")) for gpu in self._gpus]
-        known = [low == high for low, high in limits if low is not None and high is not None]
+        known = [held for gpu in self._gpus if (held := _is_held(gpu)) is not None]
         return all(known) if known else None
+
+
+def _is_held(gpu: Path) -> bool | None:
+    if read_text(gpu / "governor") == "performance":
+        return True
+    low, high = read_number(gpu / "min_freq"), read_number(gpu / "max_freq")
+    return None if low is None or high is None else low == high
 
 
 def _alarms(root: Path) -> dict[str, Path]:

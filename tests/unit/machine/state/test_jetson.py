@@ -100,10 +100,13 @@ def test_the_clock_of_the_memory_of_an_orin_is_told_to_root(orin: Path) -> None:
     assert probe.missing == {}
 
 
-def test_clocks_are_held_where_the_gpu_may_run_at_one_only(orin: Path) -> None:
+def test_clocks_are_held_where_the_gpu_may_run_at_one_only_or_stays_at_its_highest(orin: Path) -> None:
     probe = _opened(orin)
     assert probe.read().held is False
     _write(orin / "sys/class/devfreq/17000000.gpu/min_freq", 1_300_500_000)
+    assert probe.read().held is True
+    _write(orin / "sys/class/devfreq/17000000.gpu/min_freq", 306_000_000)
+    _write(orin / "sys/class/devfreq/17000000.gpu/governor", "performance")
     assert probe.read().held is True
     shutil.rmtree(orin / "sys/class/devfreq")
     assert probe.read().held is None
