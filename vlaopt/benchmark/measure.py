@@ -85,7 +85,7 @@ def measure(
     evidence = verdict.Evidence(
         paced=paced,
         back_to_back=back_to_back,
-        governor=machine.governor,
+        governor=machine.loose_governor(),
         warmed=warmed,
         stable=stable,
         observations=len(observations),
@@ -97,7 +97,8 @@ def measure(
         load_lost=load_lost,
         timeline=seen,
         unlocked=any(state.held is False for _, state in readings),
-        gpu_programs=max((state.gpu_processes or 0 for _, state in readings), default=0) if machine.gpu else 0,
+        gpu=machine.gpu,
+        gpu_programs=max((state.gpu_processes or 0 for _, state in readings), default=0),
         unread=sampler.failure if sampler else None,
     )
     answer, reasons = verdict.judge(evidence)

@@ -22,8 +22,9 @@ FEWEST_TEMPERATURES = 5
 class Evidence:
     """What was seen beside the latencies.
 
-    `actions_wrong` says how actions differ, `unread` why the machine's state could not be read to the end;
-    `others_cpu_share` None: unknown. `load_lost` are processes of the load that ended in the run.
+    `governor` is one that lets clocks change; `actions_wrong` says how actions differ, `unread` why the machine's state could not be read to the end;
+    `others_cpu_share` None: unknown. `load_lost` are processes of the load that ended in the run. `gpu` is the one that
+    the policy uses; what happens to another says nothing of it.
     """
 
     paced: Paced
@@ -40,6 +41,7 @@ class Evidence:
     load_lost: int
     timeline: Timeline | None
     unlocked: bool
+    gpu: str | None
     gpu_programs: int
     unread: str | None
 
@@ -55,13 +57,18 @@ def _invalid(evidence: Evidence) -> list[str]:
     reasons = []
     if evidence.actions_wrong is not None:
         reasons.append(f"actions differ: {evidence.actions_wrong}")
-    throttling = evidence.timeline.throttling if evidence.timeline else {}
+    throttling = _throttling(evidence)
     reasons += [f"throttled: {why}, at {share:.0%} of the readings" for why, share in throttling.items()]
     if evidence.throttle_events and not throttling:
         reasons.append(f"the CPU throttled {evidence.throttle_events} times during the run")
     if evidence.load_lost:
         reasons.append(f"load processes that ended during the run: {evidence.load_lost}")
     return reasons
+
+
+def _throttling(evidence: Evidence) -> dict[str, float]:
+    seen = evidence.timeline.throttling if evidence.timeline else {}
+    return {why: share for why, share in seen.items() if evidence.gpu or not why.startswith("GPU")}
 
 
 def _doubts(evidence: Evidence) -> list[str]:
@@ -76,13 +83,13 @@ def _doubts(evidence: Evidence) -> list[str]:
         reasons.append("actions not checked: no expected actions given")
     if not evidence.stable:
         reasons.append(f"warm-up did not become stable in {evidence.warmed} calls")
-    if evidence.governor not in (None, "performance"):
+    if evidence.governor is not None:
         reasons.append(f"clocks not locked: governor {evidence.governor}")
     elif evidence.unlocked:
         reasons.append("clocks not locked")
     if evidence.others_cpu_share is not None and evidence.others_cpu_share > BUSY_SHARE:
         reasons.append(f"busy machine: others took {evidence.others_cpu_share:.0%} of the CPU time")
-    if evidence.gpu_programs:
+    if evidence.gpu and evidence.gpu_programs:
         reasons.append(f"busy GPU: other programs on it: {evidence.gpu_programs}")
     if evidence.unread is not None:
         reasons.append(f"the machine's state is not known to the end: {evidence.unread}")

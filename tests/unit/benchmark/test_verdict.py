@@ -45,6 +45,7 @@ SOUND = Evidence(
     load_lost=0,
     timeline=None,
     unlocked=False,
+    gpu="NVIDIA RTX 4090",
     gpu_programs=0,
     unread=None,
 )
@@ -101,6 +102,12 @@ def test_nothing_seen_is_nothing_to_doubt() -> None:
 )  # fmt: skip
 def test_each_reason_alone(seen: dict[str, Any], verdict: str, reason: str | None) -> None:
     assert judge(replace(SOUND, **seen)) == (verdict, () if reason is None else (reason,))
+
+
+def test_what_a_gpu_does_says_nothing_of_a_policy_on_the_cpu() -> None:
+    seen = replace(SOUND, gpu_programs=2, timeline=timeline(throttling={"GPU too hot": 1.0}))
+    assert judge(replace(seen, gpu=None)) == ("VALID", ())
+    assert judge(seen)[0] == "INVALID"
 
 
 def test_what_is_invalid_comes_before_what_is_doubtful() -> None:

@@ -15,9 +15,9 @@ class State:
     """One reading. Names are the source's own, such as `cpu-thermal` or `VDD_IN`; a probe's names are no other's.
 
     `power_w` are rails or cards that tell their power of the moment, `energy_j` counters that only grow (wraps are
-    the probe's to undo). `throttling` are the reasons why clocks are held down now, as words. `held` is whether the
-    clocks are locked (None: not known). `gpu_processes` are other programs on the GPU, `gpu_memory_mib` what is used
-    of its memory by all.
+    the probe's to undo). `throttling` are the reasons why clocks are held down now, as words; those of a graphics card
+    begin with `GPU`. `held` is whether the clocks are locked (None: not known). `gpu_processes` are other programs on
+    the GPU, `gpu_memory_mib` what is used of its memory by all.
     """
 
     clocks_mhz: Mapping[str, float] = field(default_factory=dict)
