@@ -13,9 +13,6 @@ import pytest
 
 from tests.unit.cli import conftest
 from tests.unit.cli.conftest import CPU, ROOT, Cli, write_artifact
-from vlaopt.runtime.policy import Policy
-
-BENCH = ("--duration", "0.2")
 
 
 def test_inspect_shows_components_files_and_id(cli: Cli, artifact: Path) -> None:
@@ -66,51 +63,6 @@ def test_a_missed_gate_is_exit_code_5_and_the_table_still_comes(cli: Cli, tmp_pa
     assert "MISSED" in told.out
     assert told.err.startswith("error: gates missed: golden: mean action error")
     assert "hint: " in told.err
-
-
-def test_bench_gives_a_verdict_and_keeps_the_record(cli: Cli, artifact: Path, store: Path) -> None:
-    told = cli("bench", artifact, *BENCH)
-    assert told.code == 0, told.err
-    assert told.out.splitlines()[-1].startswith("verdict: ")
-    assert len(list((store / "bench").glob("*.json"))) == 1
-
-
-def test_bench_tells_what_the_sessions_said_of_how_they_ran(
-    cli: Cli, artifact: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Policy, "told", lambda policy: {"policy": ("as a CUDA graph",)})
-    assert "policy ran as a CUDA graph" in cli("bench", artifact, *BENCH).out
-    assert cli("bench", artifact, *BENCH, "--json").json["record"]["told"] == {"policy": ["as a CUDA graph"]}
-
-
-def test_bench_as_json_is_the_record(cli: Cli, artifact: Path) -> None:
-    told = cli("bench", artifact, *BENCH, "--hz", "50", "--json", "--assert", "misses>=0")
-    assert told.json["record"]["settings"]["hz"] == 50
-    assert told.json["assertions"][0]["expression"] == "misses>=0"
-
-
-def test_a_missed_assertion_is_exit_code_5_and_the_figures_still_come(cli: Cli, artifact: Path) -> None:
-    told = cli("bench", artifact, *BENCH, "--assert", "p50_ms<0.000001")
-    assert told.code == 5
-    assert "MISSED p50_ms<0.000001" in told.out
-    assert told.err.startswith("error: p50_ms<0.000001")
-
-
-def test_a_percentile_of_too_few_samples_is_a_dash_with_its_reason(cli: Cli, artifact: Path) -> None:
-    told = cli("bench", artifact, *BENCH)
-    assert "— paced at " in told.out
-    assert "insufficient samples" in told.out
-    assert max(map(len, told.out.split("misses:")[0].splitlines())) <= 80
-
-
-def test_figures_come_even_where_the_store_cannot_be_written(
-    cli: Cli, artifact: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VLAOPT_STORE", "/dev/null/store")
-    told = cli("bench", artifact, *BENCH)
-    assert told.code == 3
-    assert "verdict: " in told.out
-    assert "cannot be written" in told.err
 
 
 def test_compare_of_an_artifact_with_itself_says_the_speed_of_both(cli: Cli, artifact: Path) -> None:

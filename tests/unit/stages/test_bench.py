@@ -24,12 +24,15 @@ from vlaopt.artifact.policy_spec import (
     Unnormalise,
 )
 from vlaopt.benchmark.record import BenchSettings
+from vlaopt.errors import InputError
 from vlaopt.hashing import canonical_json
 from vlaopt.progress import Silent
+from vlaopt.recipe.load import load_recipe
 from vlaopt.runtime.golden import Golden
-from vlaopt.stages.bench import bench_artifact
+from vlaopt.stages.bench import bench_artifact, metrics, settings_of, sweep_of
 from vlaopt.tensors import pack
 
+CPU = Path(__file__).parents[3] / "recipes/edge-vla/cpu.yaml"
 QUICK = BenchSettings(hz=200, duration_s=0.1, back_to_back_s=0.05)
 
 
@@ -105,6 +108,32 @@ def test_a_policy_with_noise_is_held_to_its_golden_actions(artifact: Callable[[f
     assert record.actions.worst_difference is not None
     assert record.actions.worst_difference < 0.1
     assert record.verdict != "INVALID"
+
+
+def test_the_record_tells_more_than_latency(artifact: Callable[[float], Artifact]) -> None:
+    ticks: list[int] = []
+    record = bench_artifact(artifact(0.0), QUICK, Silent(), sweep={"steps": (4, 1), "batch": ()}, on_tick=ticks.append)
+    assert record.cold_start is not None
+    assert min(record.cold_start.import_ms, record.cold_start.open_ms, record.cold_start.first_ms) > 0
+    assert record.breakdown is not None
+    assert record.breakdown.components["flow"].calls == 2
+    assert [(curve.over, [point.value for point in curve.points]) for curve in record.curves] == [("steps", [1, 4])]
+    assert len(ticks) == record.paced.ticks - len(record.paced.dropped)
+    assert metrics(record)["cold_start_ms"] == record.cold_start.total_ms
+
+
+def test_numbers_of_steps_that_the_loop_cannot_take_are_refused_before_anything_is_measured(
+    artifact: Callable[[float], Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlaopt.stages.bench.launch", lambda *given, **known: pytest.fail("something was started"))
+    with pytest.raises(InputError, match="steps: "):
+        bench_artifact(artifact(0.0), QUICK, Silent(), sweep={"steps": (2, 0)})
+
+
+def test_a_recipe_asks_for_load_and_sweeps() -> None:
+    recipe = load_recipe(CPU, overrides=("bench.load=2", "bench.sweep.steps=[1, 5]", "bench.hz=50"))
+    assert (settings_of(recipe.bench).load, settings_of(recipe.bench).hz) == (2, 50)
+    assert sweep_of(recipe.bench) == {"steps": (1, 5), "batch": ()}
 
 
 def test_actions_that_are_off_make_the_measurement_invalid(artifact: Callable[[float], Artifact]) -> None:
