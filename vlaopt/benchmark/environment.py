@@ -61,6 +61,13 @@ class Environment(BaseModel):
     temperatures_c: dict[str, float] = {}
     gpu_processes: int | None = None
 
+    def loose_governor(self) -> str | None:
+        """The governor that lets clocks change; None where it is not known, or where clocks are held by their limits.
+
+        jetson_clocks leaves the governor and sets lowest and highest clock alike.
+        """
+        return None if self.clocks_held or self.governor == "performance" else self.governor
+
     def comparable(self) -> dict[str, object]:
         """What two measurements must share to be compared: all but what is of the moment."""
         shared = self.model_dump(mode="json", exclude={*_OF_THE_MOMENT, "memory_mib"})

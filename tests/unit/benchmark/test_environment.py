@@ -120,6 +120,14 @@ def test_cores_with_different_governors_are_not_called_locked(jetson: Path, tree
     assert read(jetson).governor == "performance+schedutil"
 
 
+def test_a_governor_is_loose_unless_limits_hold_the_clocks(jetson: Path, tree: Tree) -> None:
+    assert read(jetson).loose_governor() is None
+    tree({"sys/devices/system/cpu/cpu1/cpufreq/scaling_governor": "schedutil\n"})
+    assert read(jetson).loose_governor() == "performance+schedutil"
+    assert read_environment(root=jetson, state=State(held=False)).loose_governor() == "performance+schedutil"
+    assert read_environment(root=jetson, state=State(held=True)).loose_governor() is None
+
+
 def test_load_and_momentary_frequency_do_not_make_another_machine_but_a_governor_does(jetson: Path, tree: Tree) -> None:
     before = read(jetson)
     tree({"proc/loadavg": "7 7 7 1/1 1\n", "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "729600\n"})
