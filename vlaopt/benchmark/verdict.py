@@ -22,9 +22,9 @@ FEWEST_TEMPERATURES = 5
 class Evidence:
     """What was seen beside the latencies.
 
-    `governor` is one that lets clocks change; `actions_wrong` says how actions differ, `unread` why the machine's state could not be read to the end;
-    `others_cpu_share` None: unknown. `load_lost` are processes of the load that ended in the run. `gpu` is the one that
-    the policy uses; what happens to another says nothing of it.
+    `governor` is one that lets clocks change; `actions_wrong` says how actions differ, `unread` why the machine's state
+    could not be read to the end; `others_cpu_share` None: unknown. `load_lost` are processes of the load that ended in
+    the run. `gpu` is the one that the policy uses; what happens to another says nothing of it.
     """
 
     paced: Paced
