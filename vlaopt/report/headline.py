@@ -66,10 +66,14 @@ def _rate(facts: Facts) -> Statement:
 
 def _speed(facts: Facts) -> Statement:
     about, last = "Speed", _last(facts)
+    if any(not gate.held for gate in facts.gates):
+        return Statement(about, "open", "not told", "how fast actions are that miss their gates decides nothing")
     first = facts.forms[0] if facts.forms else None
     if first and last and first is not last and first.latency_ms and last.latency_ms:
         detail = f"{milliseconds(last.latency_ms)} a chunk, {first.name} takes {milliseconds(first.latency_ms)}"
-        return Statement(about, "told", f"{number(first.latency_ms / last.latency_ms)}× {first.name}", detail)
+        busy = facts.missing.get("forms_quiet")
+        answer = f"{number(first.latency_ms / last.latency_ms)}× {first.name}"
+        return Statement(about, "open" if busy else "told", answer, f"{detail}; {busy}" if busy else detail)
     reason = facts.missing.get("forms_how", "not every form runs on this machine")
     if facts.record:
         return Statement(about, "told", f"{_median(facts.record)} a chunk", f"not compared with eager: {reason}")

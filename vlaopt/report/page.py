@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+_UNITS = {"mhz": "MHz", "mib": "MiB", "c": "°C"}
+_ACRONYMS = {"cpu": "CPU", "gpu": "GPU", "os": "operating system"}
+
 
 def render(facts: Facts, figures: Mapping[str, str]) -> str:
     """The page. `figures` are SVG elements by name, trusted as they are; every other text is escaped.
@@ -53,7 +56,16 @@ def environment(facts: Facts) -> dict[str, str]:
     if facts.record is None:
         return {}
     told = facts.record.environment.model_dump(mode="json")
-    return {name.replace("_", " "): _words(value) for name, value in told.items() if value not in (None, [], {})}
+    known = {_label(name): _words(value) for name, value in told.items() if value not in (None, [], {})}
+    unknown = [_label(name) for name, value in told.items() if value is None]
+    return {**known, "not available here": ", ".join(unknown)} if unknown else known
+
+
+def _label(field: str) -> str:
+    """The name of a field as people write it, its unit in brackets."""
+    name, _, unit = field.rpartition("_")
+    words = f"{name} ({_UNITS[unit]})" if unit in _UNITS else field
+    return " ".join(_ACRONYMS.get(word, word) for word in words.split("_"))
 
 
 def _words(value: Any) -> str:
