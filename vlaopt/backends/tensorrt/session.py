@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,24 +15,9 @@ from vlaopt.backends import DeviceTime, Euler, Link, Port, Resident, Value, chec
 from vlaopt.backends.tensorrt.chain import BACKEND, Chain
 from vlaopt.backends.tensorrt.cuda import Buffer, Capture, Stream
 from vlaopt.backends.tensorrt.log import Log, collector
+from vlaopt.backends.tensorrt.ports import Range, port_of, profile_of
 from vlaopt.backends.tensorrt.whole_loop import Step, WholeLoop, queue, said
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
-
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "INT8": "int8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-    "BF16": "bfloat16",
-    "FP8": "float8_e4m3fn",
-}
-_OF_ML_DTYPES = ("BF16", "FP8")
-
-Range = tuple[tuple[int, ...], tuple[int, ...]]
-"""The smallest and the largest shape that an input may have."""
 
 
 class TensorRtSession:
@@ -205,9 +189,9 @@ class TensorRtSession:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         modes = {name: self._engine.get_tensor_mode(name) for name in names}
         mode = self._trt.TensorIOMode
-        self._inputs = tuple(_port(self._engine, name) for name in names if modes[name] == mode.INPUT)
-        self._outputs = tuple(_port(self._engine, name) for name in names if modes[name] == mode.OUTPUT)
-        self._ranges = {port.name: _profile(self._engine, port.name) for port in self._inputs if -1 in port.shape}
+        self._inputs = tuple(port_of(self._engine, name) for name in names if modes[name] == mode.INPUT)
+        self._outputs = tuple(port_of(self._engine, name) for name in names if modes[name] == mode.OUTPUT)
+        self._ranges = {port.name: profile_of(self._engine, port.name) for port in self._inputs if -1 in port.shape}
         self._shapes = {port.name: port.shape for port in (*self._inputs, *self._outputs)}
         self._set_shapes({name: most for name, (_, most) in self._ranges.items()})
         for port in (*self._inputs, *self._outputs):
@@ -311,25 +295,3 @@ class TensorRtSession:
             if any(size < 0 for size in shape):
                 raise InputError(f"the shape of output {port.name!r} depends on what is in the inputs")
             self._shapes[port.name] = shape
-
-
-def _port(engine: Any, name: str) -> Port:
-    kind = engine.get_tensor_dtype(name).name
-    if kind not in _DTYPES or (kind in _OF_ML_DTYPES and not _has_ml_dtypes()):
-        raise InputError(f"tensor {name!r} is {kind}, which numpy cannot hold", hint="cast it inside the graph")
-    return Port(name, _DTYPES[kind], tuple(int(size) for size in engine.get_tensor_shape(name)))
-
-
-def _has_ml_dtypes() -> bool:
-    """Whether numpy knows bfloat16 and float8 by their names: importing ml_dtypes teaches it."""
-    try:
-        importlib.import_module("ml_dtypes")
-    except ImportError:
-        return False
-    return True
-
-
-def _profile(engine: Any, name: str) -> Range:
-    """What the engine's only profile allows."""
-    least, _, most = engine.get_tensor_profile_shape(name, 0)
-    return tuple(int(size) for size in least), tuple(int(size) for size in most)
