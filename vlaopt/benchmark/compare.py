@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import NormalDist
 from typing import Literal, TypeVar
 
 import numpy as np
 
 from vlaopt.benchmark.schedule import SYSTEM_CLOCK, Clock
-from vlaopt.benchmark.statistics import FLOATS, bootstrap_median_difference, mann_whitney, median
+from vlaopt.benchmark.statistics import FLOATS, bootstrap_median_difference, bootstrap_rounds, mann_whitney, median
 from vlaopt.errors import InputError
 
 Sample = TypeVar("Sample")
 """What a call takes: an observation, alone or with its noise."""
+Interval = Callable[..., tuple[float, float]]
+"""Of median B - median A, from samples of both and a confidence."""
 Answer = Literal["FASTER", "SLOWER", "SAME", "UNCLEAR"]
 SAME_WITHIN = 0.02
 """A share of the latency; a smaller difference is nothing that a control loop feels."""
@@ -36,9 +39,10 @@ FEWEST_WARMUPS = 2
 
 @dataclass(frozen=True)
 class Comparison:
-    """B held against A. `answer` is what B is; `ratio` is median B / median A; the 99 % intervals are of the ratio
+    """B held against A: `answer` is what B is, `ratio` median B / median A, `difference_ms` median B - median A.
 
-    and of median B - median A."""
+    The intervals are of 99 %.
+    """
 
     median_a_ms: float
     median_b_ms: float
@@ -72,46 +76,57 @@ def compare(
 
     Raises InputError for fewer than ten samples a side, or one that is not above 0.
     """
+    return _held(a, b, partial(bootstrap_median_difference, seed=seed), unseen)
+
+
+def compare_rounds(a: Sequence[float] | FLOATS, b: Sequence[float] | FLOATS, *, seed: int = 0) -> Comparison:
+    """As `compare` for `a[i]` and `b[i]` of the same round i, one soon after the other.
+
+    What the machine's clocks, heat and other programs do to both from round to round then does not blur the answer.
+    Raises InputError also where the sides have not as many rounds.
+    """
+    if len(a) != len(b):
+        raise InputError(f"{len(a)} rounds of A and {len(b)} of B")
+    return _held(a, b, partial(bootstrap_rounds, seed=seed), 0.0)
+
+
+def _held(a: Sequence[float] | FLOATS, b: Sequence[float] | FLOATS, interval: Interval, unseen: float) -> Comparison:
     for name, samples in (("A", a), ("B", b)):
         if len(samples) < FEWEST:
             raise InputError(f"{len(samples)} measurements of {name}, {FEWEST} are needed to compare")
         if not (np.isfinite(samples).all() and np.min(samples) > 0):
             raise InputError(f"a latency of {name} is not a number above 0")
+
+    def ratio_within(confidence: float) -> tuple[float, float]:
+        """Of median B / median A: the logarithm of a median is the median of the logarithms."""
+        low, high = interval(np.log(a), np.log(b), confidence=confidence)
+        wider = NormalDist().inv_cdf((1 + confidence) / 2) * unseen
+        return math.exp(low - wider), math.exp(high + wider)
+
     median_a, median_b = median(a), median(b)
-    low, high = bootstrap_median_difference(a, b, seed=seed, confidence=DIFFERENT_AT)
-    ratio_low, ratio_high = _ratio_interval(a, b, DIFFERENT_AT, unseen, seed)
-    p_value = mann_whitney(a, b)
-    if _within(_ratio_interval(a, b, SAME_AT, unseen, seed)):
-        answer: Answer = "SAME"
-    elif p_value < SIGNIFICANT and not ratio_low <= 1 <= ratio_high:
-        answer = "FASTER" if ratio_high < 1 else "SLOWER"
-    else:
-        answer = "UNCLEAR"
+    low, high = interval(a, b, confidence=DIFFERENT_AT)
+    ratio, p_value = ratio_within(DIFFERENT_AT), mann_whitney(a, b)
     return Comparison(
-        median_a,
-        median_b,
-        median_b / median_a,
-        ratio_low,
-        ratio_high,
-        median_b - median_a,
-        low,
-        high,
-        p_value,
-        answer,
+        median_a_ms=median_a,
+        median_b_ms=median_b,
+        ratio=median_b / median_a,
+        ratio_low=ratio[0],
+        ratio_high=ratio[1],
+        difference_ms=median_b - median_a,
+        difference_low_ms=low,
+        difference_high_ms=high,
+        p_value=p_value,
+        answer=_answer(ratio_within(SAME_AT), ratio, p_value),
     )
 
 
-def _ratio_interval(
-    a: Sequence[float] | FLOATS, b: Sequence[float] | FLOATS, confidence: float, unseen: float, seed: int
-) -> tuple[float, float]:
-    """Of median B / median A: the logarithm of a median is the median of the logarithms."""
-    low, high = bootstrap_median_difference(np.log(a), np.log(b), seed=seed, confidence=confidence)
-    wider = NormalDist().inv_cdf((1 + confidence) / 2) * unseen
-    return math.exp(low - wider), math.exp(high + wider)
-
-
-def _within(interval: tuple[float, float]) -> bool:
-    return interval[0] >= 1 / (1 + SAME_WITHIN) and interval[1] <= 1 + SAME_WITHIN
+def _answer(same: tuple[float, float], different: tuple[float, float], p_value: float) -> Answer:
+    """From the ratio's interval at SAME_AT and at DIFFERENT_AT."""
+    if same[0] >= 1 / (1 + SAME_WITHIN) and same[1] <= 1 + SAME_WITHIN:
+        return "SAME"
+    if p_value >= SIGNIFICANT or different[0] <= 1 <= different[1]:
+        return "UNCLEAR"
+    return "FASTER" if different[1] < 1 else "SLOWER"
 
 
 @dataclass(frozen=True)

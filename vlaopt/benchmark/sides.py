@@ -8,17 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from vlaopt.benchmark.assertions import Assertion, Outcome
-from vlaopt.benchmark.compare import FEWEST, Answer, Comparison, compare
+from vlaopt.benchmark.compare import FEWEST, Answer, Comparison, compare, compare_rounds
 from vlaopt.benchmark.record import BenchRecord
 from vlaopt.benchmark.statistics import FLOATS, median
 from vlaopt.errors import InputError
 
+Unit = Literal["launches in turns", "launches", "blocks of one launch"]
 PACED, BACK_TO_BACK = "paced", "back_to_back"
 FIGURES = (
     "p99_ms",
@@ -55,12 +57,12 @@ launch cannot tell."""
 class Side:
     """One side. `latencies_ms` has independent latencies by how they were called, the headline first.
 
-    `unit` says what each of them is of. `unseen` is the standard deviation of what they cannot tell, as a share, and
-    `doubts` are why they may not be right. A figure that is not known is None, or absent.
+    `unit` says what each of them is of; launches in turns are by round. `unseen` is the standard deviation of what they
+    cannot tell, as a share, and `doubts` are why they may not be right. A figure that is not known is None, or absent.
     """
 
     source: str
-    unit: str
+    unit: Unit
     latencies_ms: Mapping[str, FLOATS]
     figures: Mapping[str, float | None]
     unseen: float = 0.0
@@ -69,9 +71,10 @@ class Side:
 
 def hold(a: Side, b: Side) -> dict[str, Comparison]:
     """B held against A, for each way of calling that both were measured in; the headline first."""
-    unseen = math.hypot(a.unseen, b.unseen)
+    together = a.unit == b.unit == "launches in turns"
+    judged = compare_rounds if together else partial(compare, unseen=math.hypot(a.unseen, b.unseen))
     return {
-        how: compare(latencies, b.latencies_ms[how], unseen=unseen)
+        how: judged(latencies, b.latencies_ms[how])
         for how, latencies in a.latencies_ms.items()
         if how in b.latencies_ms
     }
@@ -108,14 +111,10 @@ def ratio(a: float | None, b: float | None) -> float | None:
 def of_records(records: Sequence[BenchRecord], source: str) -> Side:
     """The side that records of one policy are: each a launch, or one whose run is cut into blocks.
 
-    Raises InputError for an INVALID record, records that are not comparable with each other, more than one but too
-    few to stand for launches, and a run too short to be cut.
+    Raises InputError for records that are not comparable with each other, more than one but too few to stand for
+    launches, and a run too short to be cut.
     """
     for record in records:
-        if record.verdict == "INVALID":
-            raise InputError(
-                f"its record is INVALID: {'; '.join(record.reasons)}", where=source, hint="measure it again"
-            )
         check_comparable(records[0], record)
     doubts = tuple(dict.fromkeys(reason for record in records for reason in record.reasons))
     if len(records) == 1:
@@ -146,10 +145,14 @@ def figures(records: Sequence[BenchRecord]) -> dict[str, float | None]:
 
 
 def check_comparable(a: BenchRecord, b: BenchRecord) -> None:
-    """Raises InputError naming what differs when records are of other policies, control rates, loads or machines.
+    """Raises InputError for an INVALID record, and naming what differs where records are of other policies, control
+    rates, loads or machines.
 
     Libraries, and the GPU, count where both name them: the policies may run on different backends.
     """
+    for record in (a, b):
+        if record.verdict == "INVALID":
+            raise InputError(f"a record is INVALID: {'; '.join(record.reasons)}", hint="measure it again")
     if a.subject.policy != b.subject.policy:
         raise InputError(f"records of different policies: {a.subject.policy} and {b.subject.policy}")
     if a.settings.hz != b.settings.hz:

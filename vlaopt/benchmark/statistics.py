@@ -122,6 +122,30 @@ def bootstrap_median_difference(
     return nearest_rank(differences, tail), nearest_rank(differences, 1 - tail)
 
 
+def bootstrap_rounds(
+    a: Sequence[float] | FLOATS,
+    b: Sequence[float] | FLOATS,
+    *,
+    seed: int,
+    resamples: int = 10_000,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """As `bootstrap_median_difference` for `a[i]` and `b[i]` that were measured in the same round i.
+
+    Whole rounds are resampled, so what a round's moment does to both is in neither side's favour and does not widen
+    the interval (Davison and Hinkley 1997, "Bootstrap Methods and their Application", 3.8). Raises ValueError where
+    the sides have not as many rounds.
+    """
+    pairs = np.stack([np.asarray(a, np.float64), np.asarray(b, np.float64)])
+    count = pairs.shape[1]
+    rounds = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    rank = math.ceil(count / 2) - 1
+    median_a, median_b = np.partition(pairs[:, rounds], rank, axis=-1)[..., rank]
+    differences = np.sort(median_b - median_a)
+    tail = (1 - confidence) / 2
+    return nearest_rank(differences, tail), nearest_rank(differences, 1 - tail)
+
+
 def _resampled_medians(samples: Sequence[float] | FLOATS, resamples: int, rng: np.random.Generator) -> FLOATS:
     """Medians of resamples without drawing them.
 

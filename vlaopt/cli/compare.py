@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlaopt.cli import terminal
+from vlaopt.cli.comparison import NAMES, as_value, show
 from vlaopt.cli.recipe import AsJson
 from vlaopt.cli.stage import TrustOption, refuse_options
 
 if TYPE_CHECKING:
     from vlaopt.artifact.artifact import Artifact
-    from vlaopt.benchmark.assertions import Outcome
-    from vlaopt.benchmark.compare import Comparison
     from vlaopt.benchmark.sides import Side
 
 RUNS, SECONDS = 20, 600.0
-NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-ANSWERS = {
-    "FASTER": "is FASTER than A",
-    "SLOWER": "is SLOWER than A",
-    "SAME": "is the SAME as A within 2 %",
-    "UNCLEAR": "against A is UNCLEAR",
-}
-HOW = {"paced": "paced", "back_to_back": "back-to-back"}
-FIGURES = {
-    "p99_ms": "paced p99, ms",
-    "miss_rate": "miss rate, paced",
-    "energy_j": "energy per chunk, J",
-    "cold_start_ms": "cold start, ms",
-    "host_mib": "peak memory, MiB",
-    "device_mib": "GPU memory, MiB",
-    "size_mb": "size, MB",
-    "action_error_mean": "mean action error, σ",
-}
 
 
 def compare(
@@ -94,9 +76,9 @@ def compare(
     comparisons = {name: hold(first, other) for name, other in others.items()}
     outcomes = {name: judge(wanted, first, other, comparisons[name]) for name, other in others.items()}
     if as_json:
-        terminal.give_json(_value(sides, comparisons, outcomes, told))
+        terminal.give_json(as_value(sides, comparisons, outcomes, told))
     else:
-        _show(sides, comparisons, outcomes, told)
+        show(sides, comparisons, outcomes, told)
     missed = [
         f"{name}: {outcome.expression}: {outcome.reason}"
         for name, judged in outcomes.items()
@@ -174,10 +156,32 @@ def _launched(
             terminal.note(f"{planned.runs} launches of each take about {planned.seconds:.0f} s")
         launches = in_turns(paths, planned, backend=backend, trust=trust, progress=progress)
     fewer = f" ({runs} would have taken more than {seconds:g} s)" if planned.runs < runs else ""
-    return [side(artifact, found) for artifact, found in zip(artifacts, launches, strict=True)], [
+    sides = [side(artifact, found) for artifact, found in zip(artifacts, launches, strict=True)]
+    return _with_records(sides, artifacts), [
         f"compared: {planned.runs} launches of each{fewer}, in turns, each a fresh process that counts by the median "
-        f"of its {planned.calls} calls, back-to-back, after {planned.warmup + 1}. How they keep the control rate, "
-        "`vlaopt bench` tells"
+        f"of its {planned.calls} calls, back-to-back, after {planned.warmup + 1}. Paced figures and energy are "
+        "those of `vlaopt bench`, where there are comparable ones of all"
+    ]
+
+
+def _with_records(sides: Sequence[Side], artifacts: Sequence[Artifact]) -> list[Side]:
+    """The sides with what only a paced run knows, where each artifact has a record and these are comparable."""
+    from vlaopt.artifact.store import Store
+    from vlaopt.benchmark.sides import check_comparable, figures
+    from vlaopt.errors import InputError
+    from vlaopt.report.records import newest
+
+    records = [record for artifact in artifacts if (record := newest(artifact, Store.default()).record)]
+    if len(records) < len(sides):
+        return list(sides)
+    try:
+        for record in records:
+            check_comparable(records[0], record)
+    except InputError:
+        return list(sides)
+    return [
+        replace(side, figures={**figures([record]), **{name: value for name, value in side.figures.items() if value}})
+        for side, record in zip(sides, records, strict=True)
     ]
 
 
@@ -214,93 +218,6 @@ def _check_same_policy(artifacts: Sequence[Artifact]) -> None:
         one, another = first.spec().control_hz, other.spec().control_hz
         if one != another:
             raise InputError(f"the policies are for different control rates: {one:g} and {another:g} Hz", where=where)
-
-
-def _show(
-    sides: Sequence[Side],
-    comparisons: Mapping[str, Mapping[str, Comparison]],
-    outcomes: Mapping[str, Sequence[Outcome]],
-    told: Sequence[str],
-) -> None:
-    for name, side in zip(NAMES, sides, strict=False):
-        terminal.give(f"{name}: {side.source}")
-    _show_table(sides)
-    for name, found in comparisons.items():
-        for how, comparison in found.items():
-            terminal.give_words(_sentence(name, how, comparison))
-    for name, side in zip(NAMES, sides, strict=False):
-        if side.doubts:
-            terminal.give_words(f"{name} may be wrong: {'; '.join(side.doubts)}")
-    for line in told:
-        terminal.give_words(line)
-    for name, judged in outcomes.items():
-        for outcome in judged:
-            reason = f" ({outcome.reason})" if outcome.reason else ""
-            terminal.give(f"{'held  ' if outcome.ok else 'MISSED'} {name}: {outcome.expression}{reason}")
-
-
-def _show_table(sides: Sequence[Side]) -> None:
-    """Medians and figures, those that are known of any side; beside each what it is of A's."""
-    from vlaopt.benchmark.statistics import median
-
-    names = [column for name in NAMES[1 : len(sides)] for column in (name, f"{name} / A")]
-    table = terminal.table("", "A", *names, right=("A", *names))
-    rows: dict[str, list[float | None]] = {
-        f"median {HOW[how]}, ms": [median(side.latencies_ms[how]) for side in sides] for how in sides[0].latencies_ms
-    }
-    rows |= {label: [side.figures.get(name) for side in sides] for name, label in FIGURES.items()}
-    for label, values in rows.items():
-        if any(value is not None for value in values):
-            table.add_row(label, *_cells(values))
-    terminal.give_table(table)
-
-
-def _cells(values: Sequence[float | None]) -> list[str]:
-    from vlaopt.benchmark.sides import ratio
-
-    cells = [_number(values[0])]
-    for value in values[1:]:
-        share = ratio(values[0], value)
-        cells += [_number(value), "—" if share is None else f"{share:.3f}"]
-    return cells
-
-
-def _number(value: float | None) -> str:
-    return "not known" if value is None else "0" if value == 0 else f"{value:#.4g}".rstrip(".")
-
-
-def _sentence(name: str, how: str, found: Comparison) -> str:
-    return (
-        f"{name} {ANSWERS[found.answer]}, {HOW[how]}: {found.speedup:.2f} times A's speed; ratio {found.ratio:.3f} "
-        f"({found.ratio_low:.3f} to {found.ratio_high:.3f}), difference {found.difference_ms:+.3f} ms "
-        f"({found.difference_low_ms:+.3f} to {found.difference_high_ms:+.3f}) at 99 %, p = {found.p_value:.1g}"
-    )
-
-
-def _value(
-    sides: Sequence[Side],
-    comparisons: Mapping[str, Mapping[str, Comparison]],
-    outcomes: Mapping[str, Sequence[Outcome]],
-    told: Sequence[str],
-) -> dict[str, Any]:
-    return {
-        "sides": {
-            name: {
-                "source": side.source,
-                "unit": side.unit,
-                "latencies_ms": {how: samples.tolist() for how, samples in side.latencies_ms.items()},
-                "figures": dict(side.figures),
-                "doubts": list(side.doubts),
-            }
-            for name, side in zip(NAMES, sides, strict=False)
-        },
-        "comparisons": {
-            name: {how: {**vars(found), "speedup": found.speedup} for how, found in of.items()}
-            for name, of in comparisons.items()
-        },
-        "assertions": {name: [vars(outcome) for outcome in judged] for name, judged in outcomes.items()},
-        "told": list(told),
-    }
 
 
 def add_to(app: typer.Typer) -> None:

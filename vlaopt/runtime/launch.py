@@ -131,7 +131,7 @@ def side(artifact: Artifact, launches: Sequence[Launch]) -> Side:
     verified = artifact.manifest.metrics.get("verify", {}).get("golden", {})
     return Side(
         source=str(artifact.path),
-        unit="launches",
+        unit="launches in turns",
         latencies_ms={BACK_TO_BACK: np.asarray([launch.median_ms for launch in launches], np.float64)},
         figures={
             "cold_start_ms": median([launch.cold_start_ms for launch in launches]),
