@@ -127,7 +127,7 @@ class Memory(Part):
 class ComponentTime(Part):
     """What a component takes of one chunk, medians over chunks. `calls` per chunk; times on the device by events.
 
-    `copies_ms` is what moves between host and device. None where the backend has no such clock.
+    `copies_ms` is copying its inputs there and its outputs back. None where the backend has no such clock.
     """
 
     calls: float

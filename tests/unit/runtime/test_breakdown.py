@@ -8,16 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.standins import alive, installed
 from tests.unit.backends.tensorrt.test_running import FACTOR, NOTHING, flow_spec, opened, prefix, step
 from tests.unit.benchmark.conftest import FakeClock
-from tests.unit.runtime.conftest import WorkingSession
+from tests.unit.runtime.conftest import WorkingSession, unit_statistics
+from tests.unit.runtime.test_loop import END, diffusing, talking, words
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.backends import DeviceTime, Timing
 from vlaopt.errors import InputError
 from vlaopt.runtime.breakdown import break_down
 from vlaopt.runtime.golden import Sample
+from vlaopt.runtime.loop import noise_shape
 from vlaopt.runtime.policy import Policy, open_artifact
 from vlaopt.runtime.processors import Processors
 from vlaopt.tensors import Array, pack
@@ -46,15 +50,17 @@ class OnDevice(WorkingSession):
 class Slow:
     """Processors that take 2 ms for the observation and 1 ms for the actions."""
 
+    prepare_ms, actions_ms = 2.0, 1.0
+
     def __init__(self, processors: Any, clock: FakeClock) -> None:
         self.processors, self.clock = processors, clock
 
     def prepare(self, observation: Any) -> Any:
-        self.clock.work(2)
+        self.clock.work(self.prepare_ms)
         return self.processors.prepare(observation)
 
     def actions(self, outputs: Any) -> Any:
-        self.clock.work(1)
+        self.clock.work(self.actions_ms)
         return self.processors.actions(outputs)
 
 
@@ -99,6 +105,64 @@ def test_the_loops_own_work_is_what_no_component_and_no_processor_took(
     monkeypatch.setattr("vlaopt.runtime.breakdown.run_loop", busy_loop)
     found = break_down(policy, samples(), clock=clock)
     assert (found.whole_ms, found.loop_ms, found.components["aflow"].calls) == (20.5, 1.5, 2)
+
+
+@given(
+    eye_ms=st.floats(0, 50),
+    step_ms=st.floats(0, 50),
+    prepare_ms=st.floats(0, 50),
+    actions_ms=st.floats(0, 50),
+)
+def test_parts_add_up_to_the_whole_whatever_they_take(
+    flow: Any, eye_ms: float, step_ms: float, prepare_ms: float, actions_ms: float
+) -> None:
+    clock = FakeClock()
+    policy = flowing(flow, clock)
+    working: Any = policy
+    working.sessions["eye"].ms, working.sessions["aflow"].ms = eye_ms, step_ms
+    working.processors.prepare_ms, working.processors.actions_ms = prepare_ms, actions_ms
+    found = break_down(policy, samples(2), seconds=0.001, clock=clock)
+    eye, step = found.components["eye"].wall_ms, found.components["aflow"].wall_ms
+    assert eye == pytest.approx(eye_ms, abs=1e-3)
+    assert step == pytest.approx(4 * step_ms, abs=1e-3)
+    assert found.processors_ms == pytest.approx(prepare_ms + actions_ms, abs=1e-3)
+    assert found.loop_ms == 0
+    assert found.whole_ms == pytest.approx(eye + step + found.processors_ms, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["ddim", "ddpm"])
+def test_a_denoising_loop_is_broken_down_too(flow: Any, kind: str) -> None:
+    clock = FakeClock()
+    spec = diffusing(flow, kind, steps=3)
+    sessions: dict[str, Any] = {
+        "eye": WorkingSession(clock, 10, lambda state: {"prefix": state}),
+        "aflow": WorkingSession(clock, 3, lambda x, t, prefix: {"e": x}),
+    }
+    policy = Policy(spec, Processors(spec, unit_statistics), sessions, backend="fake")
+    noise = np.ones(noise_shape(spec), np.float32)
+    found = break_down(policy, [({"joints": np.zeros(2, np.float32)}, noise)], clock=clock)
+    assert (found.components["aflow"].calls, found.components["aflow"].wall_ms, found.whole_ms) == (3, 9, 19)
+
+
+def test_a_sentence_counts_the_words_that_it_has(fake_session: Any) -> None:
+    clock = FakeClock()
+    spec = talking()
+    sentences = [[5, END], [5, 4, END], [5, 4, 2, END]]
+    speaking: dict[str, Any] = {}
+
+    def read(state: Array) -> Any:
+        speaking.update(words(fake_session, sentences[int(state[0, 0])]))
+        return speaking["read"].function(state)
+
+    sessions: dict[str, Any] = {
+        "read": WorkingSession(clock, 10, read),
+        "word": WorkingSession(clock, 3, lambda **feeds: speaking["word"].function(**feeds)),
+        "aloud": WorkingSession(clock, 1, lambda **feeds: speaking["aloud"].function(**feeds)),
+    }
+    policy = Policy(spec, Processors(spec, unit_statistics), sessions, backend="fake")
+    given = [({"joints": np.full(2, k, np.float32)}, None) for k in range(3)]
+    found = break_down(policy, given, clock=clock)
+    assert (found.components["word"].calls, found.components["word"].wall_ms, found.whole_ms) == (3, 9, 20)
 
 
 def test_a_session_without_a_clock_on_its_device_has_no_device_time(flow: Any) -> None:
