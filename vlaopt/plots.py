@@ -42,6 +42,8 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.6,
     # Text stays text: small files, words that can be searched and selected. DejaVu is wide, so others fit its places.
     "svg.fonttype": "none",
+    # Names come from elsewhere, and a dollar sign in them is no formula.
+    "text.parse_math": False,
     "svg.hashsalt": "vlaopt",
 }
 
