@@ -30,7 +30,10 @@ EXACT_EVERYWHERE = ("onnxruntime", "reference")
 
 
 class Policy:
-    """A runnable policy. Not for use by several threads at once."""
+    """A runnable policy. Not for use by several threads at once.
+
+    `sessions` are those of its components, in the order in which these run.
+    """
 
     def __init__(
         self, spec: PolicySpec, processors: Processors, sessions: Mapping[str, Session], *, backend: str, seed: int = 0
