@@ -1,4 +1,4 @@
-"""Energy from readings of counters and of power. Unknown is a reason, never zero; knows no probe and no policy."""
+"""Energy from readings of counters and of power, whatever probe they are of. Unknown is a reason, never zero."""
 
 from __future__ import annotations
 
@@ -6,10 +6,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlaopt.benchmark.sampling import Readings
+from vlaopt.benchmark.record import Energy
+from vlaopt.benchmark.sampling import Readings, Sampler
 
 COVERED = 0.9
 """A name must be read over so much of the time; what it draws in the rest is taken to be the same."""
+
+
+def per_chunk(sampler: Sampler | None, readings: Readings, idle: Readings, *, chunks: int) -> Energy:
+    """Energy of each of the chunks that were computed while `readings` were taken; `idle` are of a time without any."""
+    if sampler is None:
+        return Energy(reason="not available: the machine's state was not read")
+    if sampler.failure or not sampler.board:
+        reason = sampler.failure or sampler.missing.get("energy_j", "no source of energy on this machine")
+        return Energy(reason=f"not available: {reason}")
+    parts, resting = joules(readings, sampler.board), joules(idle, sampler.board)
+    if isinstance(parts, str):
+        return Energy(reason=f"not available: {parts}")
+    whole, above = sum(parts.values()), None
+    if not isinstance(resting, str):
+        above = whole - sum(resting.values()) / elapsed_s(idle) * elapsed_s(readings)
+    return Energy(
+        joules=round(whole / chunks, 6),
+        joules_above_idle=None if above is None else round(above / chunks, 6),
+        parts={name: round(value / chunks, 6) for name, value in parts.items()},
+        source=" + ".join(sampler.sources),
+    )
 
 
 def joules(readings: Readings, names: Sequence[str]) -> dict[str, float] | str:
@@ -18,8 +40,6 @@ def joules(readings: Readings, names: Sequence[str]) -> dict[str, float] | str:
     A counter (`energy_j`) by its difference, for it misses nothing between
     readings; power (`power_w`) by the trapezoidal rule. None is left out of a sum: a part would pass for the whole.
     """
-    if not names:
-        return "no source of energy on this machine"
     found = {}
     for name in names:
         spent = _joules(readings, name)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vlaopt.benchmark import energy, environment, load, verdict
-from vlaopt.benchmark.record import Actions, BackToBack, BenchRecord, BenchSettings, Energy, Paced, Subject, WakeUp
+from vlaopt.benchmark.record import Actions, BackToBack, BenchRecord, BenchSettings, Paced, Subject, WakeUp
 from vlaopt.benchmark.sampling import Readings, Sampler
 from vlaopt.benchmark.schedule import SYSTEM_CLOCK, Clock, Ticks, run_ticks
 from vlaopt.benchmark.statistics import Distribution, median, summarise
@@ -81,25 +81,19 @@ def measure(
         after = environment.read_activity(root, own)
         load_lost = working.lost()
     paced = _account(happened, settings.hz)
-    seen = timeline(readings, first_tick_ns=happened.first_ns, period_s=sampler.period_s) if sampler else None
+    around = _surroundings(
+        machine, sampler, readings, before, after, first_tick_ns=happened.first_ns, load_lost=load_lost
+    )
     evidence = verdict.Evidence(
         paced=paced,
         back_to_back=back_to_back,
-        governor=machine.loose_governor(),
+        around=around,
         warmed=warmed,
         stable=stable,
         observations=len(observations),
         overhead_us=overhead_us,
-        others_cpu_share=after.others_since(before) if after and before else None,
-        throttle_events=after.throttled - before.throttled if after and before else 0,
         actions_wrong=check.wrong(),
         actions_checked=check.checked,
-        load_lost=load_lost,
-        timeline=seen,
-        unlocked=any(state.held is False for _, state in readings),
-        gpu=machine.gpu,
-        gpu_programs=max((state.gpu_processes or 0 for _, state in readings), default=0),
-        unread=sampler.failure if sampler else None,
     )
     answer, reasons = verdict.judge(evidence)
     return BenchRecord(
@@ -111,11 +105,11 @@ def measure(
         warmup_iterations=warmed,
         paced=paced,
         back_to_back=back_to_back,
-        energy=_energy(sampler, readings, idle, chunks=paced.ticks - len(paced.dropped)),
+        energy=energy.per_chunk(sampler, readings, idle, chunks=paced.ticks - len(paced.dropped)),
         overhead_us=overhead_us,
-        others_cpu_share=evidence.others_cpu_share,
+        others_cpu_share=around.others_cpu_share,
         actions=Actions(checked=check.checked, worst_difference=check.worst()),
-        timeline=seen,
+        timeline=around.timeline,
     )
 
 
@@ -296,22 +290,24 @@ def _rest(sampler: Sampler | None, clock: Clock) -> Readings:
     return _watched(sampler, lambda: clock.sleep_until(clock.now_ns() + round(IDLE_S * 1e9)))[1]
 
 
-def _energy(sampler: Sampler | None, readings: Readings, idle: Readings, chunks: int) -> Energy:
-    if sampler is None:
-        return Energy(reason="not available: the machine's state was not read")
-    if sampler.failure or not sampler.board:
-        reason = sampler.failure or sampler.missing.get("energy_j", "no source of energy on this machine")
-        return Energy(reason=f"not available: {reason}")
-    parts, resting = energy.joules(readings, sampler.board), energy.joules(idle, sampler.board)
-    if isinstance(parts, str):
-        return Energy(reason=f"not available: {parts}")
-    joules, above = sum(parts.values()), None
-    if not isinstance(resting, str):
-        watts = sum(resting.values()) / energy.elapsed_s(idle)
-        above = round((joules - watts * energy.elapsed_s(readings)) / chunks, 6)
-    return Energy(
-        joules=round(joules / chunks, 6),
-        joules_above_idle=above,
-        parts={name: round(value / chunks, 6) for name, value in parts.items()},
-        source=" + ".join(sampler.sources),
+def _surroundings(
+    machine: environment.Environment,
+    sampler: Sampler | None,
+    readings: Readings,
+    before: environment.Activity | None,
+    after: environment.Activity | None,
+    *,
+    first_tick_ns: int,
+    load_lost: int,
+) -> verdict.Surroundings:
+    return verdict.Surroundings(
+        governor=machine.loose_governor(),
+        unlocked=any(state.held is False for _, state in readings),
+        others_cpu_share=after.others_since(before) if after and before else None,
+        throttle_events=after.throttled - before.throttled if after and before else 0,
+        timeline=timeline(readings, first_tick_ns=first_tick_ns, period_s=sampler.period_s) if sampler else None,
+        gpu=machine.gpu,
+        gpu_programs=max((state.gpu_processes or 0 for _, state in readings), default=0),
+        load_lost=load_lost,
+        unread=sampler.failure if sampler else None,
     )

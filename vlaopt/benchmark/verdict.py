@@ -19,60 +19,61 @@ FEWEST_TEMPERATURES = 5
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What was seen beside the latencies.
+class Surroundings:
+    """What the machine did in the paced run.
 
-    `governor` is one that lets clocks change; `actions_wrong` says how actions differ, `unread` why the machine's state
-    could not be read to the end; `others_cpu_share` None: unknown. `load_lost` are processes of the load that ended in
-    the run. `gpu` is the one that the policy uses; what happens to another says nothing of it.
+    `governor` is one that lets clocks change, `unlocked` whether a reading found them so. `gpu` is the one that the
+    policy uses; what happens to another says nothing of it. `gpu_programs` are others on a GPU, `load_lost` processes
+    of the load that ended. `others_cpu_share` None: unknown. `unread` says why the state was not read to the end.
     """
+
+    governor: str | None
+    unlocked: bool
+    others_cpu_share: float | None
+    throttle_events: int
+    timeline: Timeline | None
+    gpu: str | None
+    gpu_programs: int
+    load_lost: int
+    unread: str | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a measurement is judged by. `actions_wrong` says how actions differ; None: they do not."""
 
     paced: Paced
     back_to_back: BackToBack
-    governor: str | None
+    around: Surroundings
     warmed: int
     stable: bool
     observations: int
     overhead_us: float
-    others_cpu_share: float | None
-    throttle_events: int
     actions_wrong: str | None
     actions_checked: int
-    load_lost: int
-    timeline: Timeline | None
-    unlocked: bool
-    gpu: str | None
-    gpu_programs: int
-    unread: str | None
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict and every reason for it, the gravest first."""
-    invalid, doubts = _invalid(evidence), _doubts(evidence)
+    wrong = [] if evidence.actions_wrong is None else [f"actions differ: {evidence.actions_wrong}"]
+    invalid = [*wrong, *_disturbed(evidence.around)]
+    doubts = [*_too_little(evidence), *_restless(evidence.around), *_unsteady(evidence)]
     verdict: Verdict = "INVALID" if invalid else "INCONCLUSIVE" if doubts else "VALID"
     return verdict, (*invalid, *doubts)
 
 
-def _invalid(evidence: Evidence) -> list[str]:
-    reasons = []
-    if evidence.actions_wrong is not None:
-        reasons.append(f"actions differ: {evidence.actions_wrong}")
-    throttling = _throttling(evidence)
-    reasons += [f"throttled: {why}, at {share:.0%} of the readings" for why, share in throttling.items()]
-    if evidence.throttle_events and not throttling:
-        reasons.append(f"the CPU throttled {evidence.throttle_events} times during the run")
-    if evidence.load_lost:
-        reasons.append(f"load processes that ended during the run: {evidence.load_lost}")
+def _disturbed(around: Surroundings) -> list[str]:
+    seen = around.timeline.throttling if around.timeline else {}
+    throttling = {why: share for why, share in seen.items() if around.gpu or not why.startswith("GPU")}
+    reasons = [f"throttled: {why}, at {share:.0%} of the readings" for why, share in throttling.items()]
+    if around.throttle_events and not throttling:
+        reasons.append(f"the CPU throttled {around.throttle_events} times during the run")
+    if around.load_lost:
+        reasons.append(f"load processes that ended during the run: {around.load_lost}")
     return reasons
 
 
-def _throttling(evidence: Evidence) -> dict[str, float]:
-    seen = evidence.timeline.throttling if evidence.timeline else {}
-    return {why: share for why, share in seen.items() if evidence.gpu or not why.startswith("GPU")}
-
-
-def _doubts(evidence: Evidence) -> list[str]:
-    """An unknown governor, as in a virtual machine, raises no doubt by itself: the environment says so."""
+def _too_little(evidence: Evidence) -> list[str]:
     reasons = []
     ticks, needed = evidence.paced.ticks, minimum_samples(0.9)
     if ticks < needed:
@@ -83,17 +84,27 @@ def _doubts(evidence: Evidence) -> list[str]:
         reasons.append("actions not checked: no expected actions given")
     if not evidence.stable:
         reasons.append(f"warm-up did not become stable in {evidence.warmed} calls")
-    if evidence.governor is not None:
-        reasons.append(f"clocks not locked: governor {evidence.governor}")
-    elif evidence.unlocked:
+    return reasons
+
+
+def _restless(around: Surroundings) -> list[str]:
+    """An unknown governor, as in a virtual machine, raises no doubt by itself: the environment says so."""
+    reasons = []
+    if around.governor is not None:
+        reasons.append(f"clocks not locked: governor {around.governor}")
+    elif around.unlocked:
         reasons.append("clocks not locked")
-    if evidence.others_cpu_share is not None and evidence.others_cpu_share > BUSY_SHARE:
-        reasons.append(f"busy machine: others took {evidence.others_cpu_share:.0%} of the CPU time")
-    if evidence.gpu and evidence.gpu_programs:
-        reasons.append(f"busy GPU: other programs on it: {evidence.gpu_programs}")
-    if evidence.unread is not None:
-        reasons.append(f"the machine's state is not known to the end: {evidence.unread}")
-    reasons += _heating(evidence.timeline)
+    if around.others_cpu_share is not None and around.others_cpu_share > BUSY_SHARE:
+        reasons.append(f"busy machine: others took {around.others_cpu_share:.0%} of the CPU time")
+    if around.gpu and around.gpu_programs:
+        reasons.append(f"busy GPU: other programs on it: {around.gpu_programs}")
+    if around.unread is not None:
+        reasons.append(f"the machine's state is not known to the end: {around.unread}")
+    return reasons + _heating(around.timeline)
+
+
+def _unsteady(evidence: Evidence) -> list[str]:
+    reasons = []
     drift = _drift(evidence.paced.samples_ms)
     if drift is not None:
         reasons.append(f"latency drifts: {drift:+.0%} from the first to the last quarter of the run")

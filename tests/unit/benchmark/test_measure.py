@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.unit.test_isolated import gone
 from vlaopt.benchmark import load
 from vlaopt.benchmark.environment import read_environment
 from vlaopt.benchmark.measure import measure
@@ -24,6 +27,7 @@ from vlaopt.benchmark.statistics import summarise
 from vlaopt.errors import InputError
 from vlaopt.machine.state import State
 
+ROOT = Path(__file__).parents[3]
 Bench = Callable[..., BenchRecord]
 Policy = Callable[[Callable[[int], float]], Any]
 HALF_MINUTE = BenchSettings(hz=50, duration_s=30, back_to_back_s=3)
@@ -358,9 +362,12 @@ def test_energy_per_chunk_is_given_raw_and_above_idle(
     assert energy.parts == {"package-0": energy.joules}
 
 
-def test_no_energy_counter_is_said_and_not_zero(bench: Bench, policy: Policy) -> None:
+def test_no_energy_counter_is_said_and_not_zero(bench: Bench, policy: Policy, sampler: Any) -> None:
     energy = bench(policy(lambda n: 10.0)).energy
     assert (energy.joules, energy.parts, energy.reason) == (None, {}, "not available: no RAPL counters")
+    sampler.missing = {}
+    energy = bench(policy(lambda n: 10.0)).energy
+    assert (energy.joules, energy.reason) == (None, "not available: no source of energy on this machine")
     energy = bench(policy(lambda n: 10.0), sampler=None).energy
     assert (energy.joules, energy.reason) == (None, "not available: the machine's state was not read")
 
@@ -436,15 +443,41 @@ def test_the_harness_itself_costs_at_most_30_microseconds_at_the_median() -> Non
 def test_a_measurement_under_load_on_the_real_clock_leaves_no_process() -> None:
     chunk = np.zeros((10, 4), np.float32)
     settings = BenchSettings(hz=200, duration_s=0.5, back_to_back_s=0.1, load=1)
-    before = children()
+    before = children(os.getpid())
     with Sampler(0.05) as reader:
         record = measure(lambda observation: chunk, [0, 1], settings=settings, sampler=reader)
     assert record.timeline is not None
     assert record.timeline.seconds[0] < 0 < 0.49 < record.timeline.seconds[-1]
     assert BenchRecord.from_json(record.to_json(), where="bench.json") == record
-    assert children() == before
+    assert children(os.getpid()) == before
 
 
-def children() -> set[str]:
-    """Processes that this one started and that are still there."""
-    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+def children(process: int) -> set[str]:
+    """Processes that it started and that are still there."""
+    return set(Path(f"/proc/{process}/task/{process}/children").read_text().split())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ctrl_c_in_the_paced_run_leaves_no_process() -> None:
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import numpy as np\n"
+        "from vlaopt.benchmark.measure import measure\n"
+        "from vlaopt.benchmark.record import BenchSettings\n"
+        "from vlaopt.benchmark.sampling import Sampler\n"
+        "settings = BenchSettings(hz=200, duration_s=60, back_to_back_s=0.1, load=1)\n"
+        "with Sampler() as sampler:\n"
+        "    measure(lambda n: np.zeros((1, 1)), [0, 1], settings=settings, sampler=sampler,\n"
+        "            on_progress=lambda phase: print(phase, flush=True))"
+    )
+    measuring = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert measuring.stdout is not None
+    while measuring.stdout.readline().strip() != "paced":
+        assert measuring.poll() is None
+    reader_and_load = children(measuring.pid)
+    measuring.send_signal(signal.SIGINT)
+    measuring.communicate(timeout=20)
+    assert len(reader_and_load) == 2
+    assert all(gone(int(process)) for process in reader_and_load)
