@@ -136,8 +136,8 @@ def _recorded(sources: Sequence[Path]) -> tuple[list[Side], list[str]]:
         return sides, ["compared: records, each a launch that counts by the median of its calls"]
     return sides, [
         "compared: one record of each, by the medians of blocks of successive calls. One launch does not tell how "
-        f"launches differ: {LAUNCH_SPREAD:.0%} is allowed for that, so SAME needs more: a folder with a record for "
-        "each of ten launches or more, or comparing the artifacts"
+        f"launches differ: {100 * LAUNCH_SPREAD:g} % is allowed for that, so SAME needs more: a folder with a record "
+        "for each of ten launches or more, or comparing the artifacts"
     ]
 
 

@@ -18,7 +18,7 @@ ANSWERS = {
     "FASTER": "is FASTER than A",
     "SLOWER": "is SLOWER than A",
     "SAME": "is the SAME as A within 2 %",
-    "UNCLEAR": "against A is UNCLEAR",
+    "UNCLEAR": "against A is UNCLEAR, more launches may tell",
 }
 HOW = {"paced": "paced", "back_to_back": "back-to-back"}
 FIGURES = {
@@ -83,7 +83,7 @@ def _cells(values: Sequence[float | None]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "not known" if value is None else "0" if value == 0 else f"{value:#.4g}".rstrip(".")
+    return "not known" if value is None else f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
 
 
 def _sentence(name: str, how: str, found: Comparison) -> str:

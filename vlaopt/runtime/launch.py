@@ -104,7 +104,7 @@ def plan(
         started = time.monotonic()
         found = launch(path, backend=backend, trust=trust, calls=FEWEST_CALLS, warmup=1)
         calls_s.append(found.median_ms / 1e3)
-        around_s += time.monotonic() - started - (FEWEST_CALLS + 1) * calls_s[-1]
+        around_s += max(0.0, time.monotonic() - started - (FEWEST_CALLS + 1) * calls_s[-1])
     calls = min(MOST_CALLS, max(FEWEST_CALLS, int(CALLS_S / max(calls_s))))
     warmup = max(1, calls // WARMUP_SHARE)
     round_s = around_s + (calls + warmup) * sum(calls_s)

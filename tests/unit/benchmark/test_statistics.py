@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from vlaopt.benchmark.statistics import (
     bootstrap_median_difference,
+    bootstrap_rounds,
     mann_whitney,
     median,
     minimum_samples,
@@ -136,3 +137,18 @@ def test_the_bootstrap_interval_is_that_of_resampling() -> None:
     assert low == pytest.approx(drawn[20], abs=0.1)
     assert high == pytest.approx(drawn[-20], abs=0.1)
     assert (low, high) == bootstrap_median_difference(a, b, seed=0)
+
+
+def test_the_interval_of_rounds_holds_what_both_sides_share_against_neither() -> None:
+    rng = np.random.default_rng(3)
+    shared = np.cumsum(rng.standard_normal(40))
+    a, b = shared + 0.01 * rng.standard_normal(40), shared + 1.0 + 0.01 * rng.standard_normal(40)
+    low, high = bootstrap_rounds(a, b, seed=0)
+    assert 0.95 < low < 1.0 < high < 1.05
+    apart_low, apart_high = bootstrap_median_difference(a, b, seed=0)
+    assert apart_high - apart_low > 10 * (high - low)
+
+
+def test_the_interval_of_rounds_is_that_of_the_sides_where_they_share_nothing() -> None:
+    a, b = np.random.default_rng(4).standard_normal((2, 200))
+    assert bootstrap_rounds(a, b, seed=0) == pytest.approx(bootstrap_median_difference(a, b, seed=0), abs=0.1)

@@ -65,19 +65,6 @@ def test_a_missed_gate_is_exit_code_5_and_the_table_still_comes(cli: Cli, tmp_pa
     assert "hint: " in told.err
 
 
-def test_compare_of_an_artifact_with_itself_says_the_speed_of_both(cli: Cli, artifact: Path) -> None:
-    told = cli("compare", artifact, artifact, "--rounds", "10", "--json")
-    assert told.code == 0, told.err
-    assert told.json["speedup"] == pytest.approx(1, abs=0.9)
-
-
-def test_artifacts_of_different_policies_are_not_compared(cli: Cli, artifact: Path, tmp_path: Path) -> None:
-    other = write_artifact(tmp_path / "other", off_by=1.0).path
-    told = cli("compare", artifact, other)
-    assert told.code == 2
-    assert "different policies" in told.err
-
-
 @pytest.mark.parametrize("command", ["verify", "bench"])
 def test_an_option_that_would_do_nothing_is_refused(cli: Cli, artifact: Path, command: str) -> None:
     on_artifact = cli(command, artifact, "--set", "bench.hz=50")
