@@ -27,7 +27,8 @@ case "$*" in
   *-pm*0) echo Disabled > "$STATE/persistence" ;;
   *-pm*1) echo Enabled > "$STATE/persistence" ;;
   *-lgc*) [ -e "$STATE/refuse" ] && echo "The current user does not have permission to change clocks" && exit 4
-          echo 1980 > "$STATE/gpu" ;;
+          echo 1980 > "$STATE/gpu"
+          if [ -e "$STATE/kill" ]; then kill -9 $PPID; fi ;;
   *-rgc*) [ -e "$STATE/refuse" ] && exit 4
           echo free > "$STATE/gpu" ;;
   *) exit 2 ;;
@@ -184,6 +185,15 @@ def test_a_killed_run_gives_back_a_jetson(board: Board, victim: Callable[[], sub
     before = board.with_jetson().now()
     victim().kill()
     assert becomes(board, before)
+
+
+def test_a_run_that_is_killed_between_two_changes_gives_back_what_it_changed(board: Board) -> None:
+    before = board.with_cpus().with_gpu().now()
+    (board.state / "kill").touch()
+    victim = subprocess.run([sys.executable, "-c", KILLED, str(board.root)], capture_output=True)
+    assert (victim.returncode, victim.stdout) == (-signal.SIGKILL, b"")
+    assert becomes(board, before)
+    assert board.asked()[-2:] == ["nvidia-smi -i 0 -rgc", "nvidia-smi -i 0 -pm 0"]  # the last change first
 
 
 def test_a_second_run_does_not_take_the_clocks_of_the_first_for_its_own(board: Board) -> None:
