@@ -22,7 +22,9 @@ def sensitivity(
     evaluations: Annotated[
         int, typer.Option(min=2, metavar="N", help="How many parts to measure, coarse ones first.")
     ] = 32,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw error against time gained.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Draw the error and the time gained of each part.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what int8 costs and gains, part by part.
@@ -111,18 +113,13 @@ def _as_json(found: Sensitivity, rules: list[Suggestion], trials: Trials) -> dic
 
 
 def _draw(path: Path, found: Sensitivity, title: str) -> None:
-    """Every finest part: milliseconds gained to the right, mean action error upwards."""
+    """Every finest part, as the table orders them: the error it adds beside the milliseconds it gains."""
     from vlaopt import plots
+    from vlaopt.report.figures import sensitivity as figures
 
-    parts = [cost for cost in found.finest() if not cost.refused]
-    with plots.drawn(path, title) as figure:
-        axes = figure.subplots()
-        axes.axvline(0.0, color="#888888", linewidth=0.8)
-        axes.scatter([cost.gain_ms for cost in parts], [cost.error for cost in parts], s=24)
-        for cost in parts:
-            axes.annotate(cost.group.scope, (cost.gain_ms, cost.error), xytext=(5, 3), textcoords="offset points")
-        axes.set_xlabel("milliseconds of a chunk gained")
-        axes.set_ylabel("mean action error added (standard deviations)")
+    parts = [figures.Cost(cost.group.scope, cost.error, cost.gain_ms) for cost in found.finest() if not cost.refused]
+    with plots.drawn(path, title, height=0.4 + figures.height(parts)) as figure:
+        figures.paint_costs(parts, "mean action error added (std. dev.)", "milliseconds of a chunk gained", figure)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,3 +61,9 @@ def test_the_plot_names_every_part_that_was_measured(tmp_path: Path) -> None:
     drawn = (tmp_path / "parts.svg").read_text()
     assert "head.mlp" in drawn and "vision" in drawn
     assert "head.output" not in drawn
+
+
+def test_the_plot_of_parts_that_were_all_refused_is_empty(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    command._draw(tmp_path / "parts.svg", replace(FOUND, costs=FOUND.costs[:1]), "parts")
+    assert "head.output" not in (tmp_path / "parts.svg").read_text()

@@ -32,25 +32,26 @@ def drawn(facts: Facts) -> dict[str, str]:
         if not any(point.latency_ms.value is not None for point in curve.points):
             continue
         name, (title, words) = f"curve-{curve.over}", _OVER[curve.over]
-        errors = any(point.action_error_mean is not None for point in curve.points)
+        errors = _known(point.action_error_mean for point in curve.points)
+        panels = 1 + bool(np.isfinite(errors).any())
         description = f"Latency over {words}: " + ", ".join(
             f"{point.value}: {number(point.latency_ms.value)} ms" for point in curve.points
         )
-        paint = partial(_paint, curve, words, errors)
-        found[name] = plots.inline(name, title, description, paint, width=WIDTH, height=3.4 if errors else 2.1)
+        paint = partial(_paint, curve, words, errors, panels)
+        found[name] = plots.inline(name, title, description, paint, width=WIDTH, height=0.8 + 1.3 * panels)
     return found
 
 
-def _paint(curve: Curve, words: str, errors: bool, figure: Figure) -> None:
-    panels = figure.subplots(2 if errors else 1, 1, sharex=True, squeeze=False)[:, 0]
-    _latency(panels[0], curve)
-    if errors:
-        lost = _known(point.action_error_mean for point in curve.points)
-        panels[1].plot([point.value for point in curve.points], lost, "s-", color=MISSED, markersize=4)
-        panels[1].set_ylabel("mean error (std. dev.)")
-        panels[1].set_ylim(bottom=0)
-    panels[-1].set_xticks([point.value for point in curve.points])
-    panels[-1].set_xlabel(words)
+def _paint(curve: Curve, words: str, errors: FLOATS, panels: int, figure: Figure) -> None:
+    grid = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+    values = [point.value for point in curve.points]
+    _latency(grid[0], curve)
+    for axes in grid[1:]:
+        axes.plot(values, errors, "s-", color=MISSED, markersize=4)
+        axes.set_ylabel("mean error (std. dev.)")
+        axes.set_ylim(bottom=0)
+    grid[-1].set_xticks(values)
+    grid[-1].set_xlabel(words)
     figure.align_ylabels()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from vlaopt import plots
 from vlaopt.benchmark.actions import ErrorStatistics
 from vlaopt.report.facts import Facts
-from vlaopt.report.figures.marks import MISSED, OTHER, RUNS, SMALL, WIDTH, joint_names, scale_x
+from vlaopt.report.figures.marks import MISSED, OTHER, RUNS, SMALL, WIDTH, action_names, scale_x
 from vlaopt.report.numbers import number
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def drawn(facts: Facts) -> dict[str, str]:
     """On golden observations, over executed steps."""
     if facts.error is None:
         return {}
-    names, errors = joint_names(facts.spec), facts.error.per_action
+    names, errors = action_names(facts.spec), facts.error.per_action
     worst = max(range(len(names)), key=lambda joint: errors[joint].mean)
     description = (
         f"Mean, 95th percentile and largest error of {len(names)} actions in standard deviations; on average "

@@ -1,4 +1,4 @@
-"""What the figures have in common: what a colour means, what a joint is called, how an axis is scaled."""
+"""What the figures have in common: what a colour means, what an action is called, how an axis is scaled."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def precision_colours(names: Sequence[str]) -> dict[str, str]:
     return {name: _PRECISIONS.get(name) or left[rare.index(name) % len(left)] for name in names}
 
 
-def joint_names(spec: PolicySpec) -> list[str]:
-    """A name for every action."""
-    return ["gripper" if joint == spec.gripper else f"joint {joint}" for joint in range(spec.action_dim)]
+def action_names(spec: PolicySpec) -> list[str]:
+    """A name for every action; a policy names none."""
+    return ["gripper" if joint == spec.gripper else f"action {joint}" for joint in range(spec.action_dim)]
 
 
 def apart(low: float, high: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from vlaopt import plots
@@ -48,11 +49,13 @@ def drawn(facts: Facts) -> dict[str, str]:
 def groups(component: ComponentFacts) -> list[Group]:
     """The layers by the modules that they are of: as fine as fits in ROWS lines, never coarser than one group."""
     paths = [re.split(r"[./]", layer.name) for layer in component.layers]
+    levels = zip(*(path[:-1] for path in paths), strict=False)
+    shared = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
     deepest = max(len(path) for path in paths)
     for depth in range(deepest - 1, -1, -1):
         found: dict[str, list[Layer]] = {}
         for path, layer in zip(paths, component.layers, strict=True):
-            found.setdefault(".".join(path[: min(depth, len(path) - 1)]), []).append(layer)
+            found.setdefault(".".join(path[: min(depth, len(path) - 1)][shared:]), []).append(layer)
         if len(found) <= ROWS or depth == 0:
             break
     return list(found.items())

@@ -73,8 +73,9 @@ def paint_costs(costs: Sequence[Cost], error: str, ms: str, figure: Figure) -> N
 def _bars(axes: Axes, values: Sequence[float], colour: str, words: str) -> None:
     axes.barh([row + 0.12 for row in range(len(values))], values, height=0.36, color=colour)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    span = max(abs(value) for value in values) or 1.0
-    axes.set_xlim(min(0, *values) - 0.4 * span, max(0, *values) + 0.4 * span)
+    low, high = min([0.0, *values]), max([0.0, *values])
+    room = 0.4 * (high - low) or 1.0
+    axes.set_xlim(low - room, high + room)
     for row, value in enumerate(values):
         side = 1 if value >= 0 else -1
         axes.annotate(

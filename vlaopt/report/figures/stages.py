@@ -40,8 +40,9 @@ def drawn(facts: Facts) -> dict[str, str]:
 
 
 def _paint(forms: Sequence[Form], figure: Figure) -> None:
-    panels = figure.subplots(1, len(_MEASURES), sharey=True)
-    for axes, measure in zip(panels, _MEASURES, strict=True):
+    known = [measure for measure in _MEASURES if any(measure[1](form) is not None for form in forms)]
+    panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
+    for axes, measure in zip(panels, known, strict=True):
         _panel(axes, forms, *measure)
     panels[0].set_yticks(range(len(forms)), [form.name for form in forms])
     panels[0].set_ylim(len(forms) - 0.4, -0.6)

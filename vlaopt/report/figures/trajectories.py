@@ -11,7 +11,7 @@ from vlaopt import plots
 from vlaopt.artifact.policy_spec import PolicySpec
 from vlaopt.plots import INK
 from vlaopt.report.facts import Example, Facts
-from vlaopt.report.figures.marks import MISSED, MUTED, SMALL, WIDTH, joint_names
+from vlaopt.report.figures.marks import MISSED, MUTED, SMALL, WIDTH, action_names
 from vlaopt.report.numbers import number
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def drawn(facts: Facts) -> dict[str, str]:
 
 
 def _paint(spec: PolicySpec, example: Example, columns: int, figure: Figure) -> None:
-    names = joint_names(spec)
+    names = action_names(spec)
     grid = figure.subplots(-(-len(names) // columns), columns, sharex=True, squeeze=False)
     for joint, axes in enumerate(grid.flat):
         if joint >= len(names):

@@ -7,6 +7,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from tests.unit.report.figures import made
 from vlaopt.errors import EnvironmentProblem
-from vlaopt.report.figures import draw, latency, timeline
+from vlaopt.report.facts import Layer
+from vlaopt.report.figures import draw, latency, precision, timeline
 from vlaopt.report.figures.marks import SMALL
 
 pytest.importorskip("matplotlib")
@@ -64,7 +66,7 @@ def test_all_that_the_facts_allow_is_drawn(figures: dict[str, str]) -> None:
         ("trials", (), {"sensitivity"}),
     ],
 )
-def test_what_the_facts_lack_is_not_drawn(field: str, empty: object, missing: set[str]) -> None:
+def test_what_the_facts_lack_is_not_drawn(field: str, empty: Any, missing: set[str]) -> None:
     assert set(draw(made.facts(**{field: empty}))) == NAMES - missing
 
 
@@ -143,8 +145,8 @@ def test_any_latencies_are_drawn(samples: list[float], hz: float, data: st.DataO
 def test_any_number_of_joints_is_drawn(count: int) -> None:
     examples = (made.example(0, count), made.example(1, count, chunk=1))
     svgs = draw(made.facts(count, record=None, examples=examples))
-    assert [text for text in texts(svgs["joints"]) if text.startswith("joint ")] == [
-        f"joint {joint}" for joint in range(count - 1)
+    assert [text for text in texts(svgs["joints"]) if text.startswith("action ")] == [
+        f"action {joint}" for joint in range(count - 1)
     ]
     assert {"gripper", "reference", "optimised"} <= set(texts(svgs["trajectories-0"]))
     assert "trajectories-1" in svgs
@@ -185,6 +187,26 @@ def test_dropped_ticks_are_told_and_marked() -> None:
 def test_percentiles_of_too_few_samples_are_said_to_be_so() -> None:
     svg = latency.drawn(made.facts(record=made.record([3.0, 4.0, 5.0])))["latency"]
     assert texts(svg).count("too few samples") == 4
+
+
+@given(st.lists(st.from_regex(r"([a-c]{1,2}[./]){0,4}[0-9]{1,3}", fullmatch=True), min_size=1, max_size=200))
+def test_every_layer_has_its_place_in_few_groups(names: list[str]) -> None:
+    layers = tuple(Layer(name, None, "int8", None, "int8") for name in names)
+    groups = precision.groups(replace(made.component("vision", "vision", 1), layers=layers))
+    assert sorted(layer.name for _, group in groups for layer in group) == sorted(names)
+    assert len(groups) <= precision.ROWS
+
+
+def test_layers_are_told_by_the_modules_they_are_of() -> None:
+    names = [f"model.{part}.layers.{number}/Gemm" for part in ("encoder", "decoder") for number in range(20)]
+    layers = tuple(Layer(name, None, "int8", None, "fp32") for name in names)
+    component = replace(made.component("act", "single", 1), layers=layers)
+    assert [(label, len(group)) for label, group in precision.groups(component)] == [
+        ("encoder.layers", 20),
+        ("decoder.layers", 20),
+    ]
+    svg = precision.drawn(made.facts(components=(component,)))["precision"]
+    assert {"act", "40 fp32", "encoder.layers", "decoder.layers"} <= set(texts(svg))
 
 
 def test_a_machine_that_told_nothing_has_no_rows_below() -> None:
