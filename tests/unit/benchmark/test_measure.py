@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.unit.benchmark.test_schedule import by_hand
 from tests.unit.test_isolated import gone
 from vlaopt.benchmark import load
 from vlaopt.benchmark.environment import read_environment
@@ -62,8 +63,9 @@ def test_every_figure_of_a_known_law_is_the_one_counted_by_hand(
     record = bench(policy(law), settings=settings)
     warmed, burst = record.warmup_iterations, len(record.back_to_back.samples_ms)
     assert list(record.back_to_back.samples_ms) == [law(warmed + call) for call in range(burst)]
-    paced, dropped = _by_hand(lambda call: law(warmed + burst + call), ticks=5000, period_ms=20.0)
-    assert list(record.paced.samples_ms) == pytest.approx(paced, abs=1e-6)
+    call_ns = [round(law(warmed + burst + call) * 1e6) for call in range(5000)]
+    paced_ns, dropped = by_hand(call_ns, [tick * 20_000_000 for tick in range(5000)])
+    assert list(record.paced.samples_ms) == [latency_ns / 1e6 for latency_ns in paced_ns]
     assert list(record.paced.dropped) == dropped
     ordered = sorted(record.paced.samples_ms)
     latency = record.paced.latency_ms
@@ -75,25 +77,6 @@ def test_every_figure_of_a_known_law_is_the_one_counted_by_hand(
     assert record.paced.miss_rate == record.paced.misses / 5000
     spent_s = sum(record.back_to_back.samples_ms) / 1e3
     assert record.back_to_back.throughput_hz == pytest.approx(burst / spent_s, rel=1e-4)
-
-
-def _by_hand(law: Callable[[int], float], *, ticks: int, period_ms: float) -> tuple[list[float], list[int]]:
-    """Latency of each tick and the dropped ones: a tick waits for the first call that starts in its period or later."""
-    ends_ms: dict[int, float] = {}
-    free_ms, call = 0.0, 0
-    for tick in range(ticks):
-        if free_ms >= (tick + 1) * period_ms and tick < ticks - 1:
-            continue
-        free_ms = max(free_ms, tick * period_ms) + law(call)
-        ends_ms[tick], call = free_ms, call + 1
-    served = sorted(ends_ms)
-    after = iter(served)
-    latencies, current = [], next(after)
-    for tick in range(ticks):
-        while current < tick:
-            current = next(after)
-        latencies.append(ends_ms[current] - tick * period_ms)
-    return latencies, [tick for tick in range(ticks) if tick not in ends_ms]
 
 
 def test_a_stall_shows_in_the_paced_tail_and_not_in_the_back_to_back_median(bench: Bench, policy: Policy) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import tracemalloc
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,31 @@ def ticks_of(latencies_ms: list[float], hz: float, on_tick: Callable[[int], None
         return clock.time_ns
 
     return run_ticks(call, ticks=len(latencies_ms), hz=hz, clock=clock, on_tick=on_tick)
+
+
+def by_hand(call_ns: Sequence[int], intended_ns: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Latency of each tick and the dropped ones, when the n-th call that is started takes `call_ns[n]`.
+
+    A tick is started unless the next one is already due, and one that is not waits for the end of the next that is.
+    """
+    ends_ns: dict[int, int] = {}
+    free_ns, last = 0, len(intended_ns) - 1
+    for tick, moment_ns in enumerate(intended_ns):
+        if tick == last or free_ns < intended_ns[tick + 1]:
+            free_ns = max(free_ns, moment_ns) + call_ns[len(ends_ns)]
+            ends_ns[tick] = free_ns
+    started = list(ends_ns)
+    latencies = [ends_ns[started[bisect_left(started, tick)]] - moment_ns for tick, moment_ns in enumerate(intended_ns)]
+    return latencies, [tick for tick in range(last + 1) if tick not in ends_ns]
+
+
+@given(st.lists(st.floats(0.1, 200), min_size=1, max_size=80), st.sampled_from([10.0, 30.0, 50.0, 333.0, 1000.0]))
+def test_any_latencies_give_the_ticks_counted_by_hand(latencies: list[float], hz: float) -> None:
+    happened = ticks_of(latencies, hz)
+    intended_ns = [round(tick * 1e9 / hz) for tick in range(len(latencies))]
+    told, dropped = by_hand([round(latency * MS) for latency in latencies], intended_ns)
+    assert list(happened.latencies_ns) == told
+    assert list(happened.dropped) == dropped
 
 
 def test_a_stall_costs_every_tick_it_covered() -> None:
