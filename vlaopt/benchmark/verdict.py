@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ HEATING_LIMIT_C = 3.0
 """More than the steps of 1 °C in which drivers and boards tell temperatures, and what moves between two ticks."""
 FEWEST_TEMPERATURES = 5
 """In a quarter: that five readings of one law all lie above five others is chance once in 252 times."""
+
+_SM_CLOCK = re.compile(r"clock_mhz\.gpu\d* sm$")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ def _restless(around: Surroundings) -> list[str]:
         reasons.append(f"clocks not locked: governor {around.governor}")
     elif around.unlocked:
         reasons.append("clocks not locked")
+    if around.gpu:
+        reasons += _changing_clocks(around.timeline)
     if around.others_cpu_share is not None and around.others_cpu_share > BUSY_SHARE:
         reasons.append(f"busy machine: others took {around.others_cpu_share:.0%} of the CPU time")
     if around.gpu and around.gpu_programs:
@@ -101,6 +106,16 @@ def _restless(around: Surroundings) -> list[str]:
     if around.unread is not None:
         reasons.append(f"the machine's state is not known to the end: {around.unread}")
     return reasons + _heating(around.timeline)
+
+
+def _changing_clocks(timeline: Timeline | None) -> list[str]:
+    """NVML does not tell whether the clock of a GPU is locked; one that changes is not."""
+    reasons = []
+    for name, readings in timeline.series.items() if timeline else ():
+        known = [value for value in readings if value is not None]
+        if _SM_CLOCK.match(name) and known and min(known) < max(known):
+            reasons.append(f"GPU clock not locked: {min(known):.0f} to {max(known):.0f} MHz during the run")
+    return reasons
 
 
 def _unsteady(evidence: Evidence) -> list[str]:

@@ -90,6 +90,13 @@ def test_nothing_seen_is_nothing_to_doubt() -> None:
         ({"stable": False}, "INCONCLUSIVE", "warm-up did not become stable in 50 calls"),
         ({"governor": "schedutil", "unlocked": True}, "INCONCLUSIVE", "clocks not locked: governor schedutil"),
         ({"unlocked": True}, "INCONCLUSIVE", "clocks not locked"),
+        (
+            {"timeline": timeline(series={"clock_mhz.gpu0 sm": (1980.0, None, 1410.0)})},
+            "INCONCLUSIVE",
+            "GPU clock not locked: 1410 to 1980 MHz during the run",
+        ),
+        ({"timeline": timeline(series={"clock_mhz.gpu0 sm": (1980.0, None, 1980.0)})}, "VALID", None),
+        ({"timeline": timeline(series={"clock_mhz.cpu": (800.0, 900.0)})}, "VALID", None),
         ({"others_cpu_share": 0.11}, "INCONCLUSIVE", "busy machine: others took 11% of the CPU time"),
         ({"gpu_programs": 2}, "INCONCLUSIVE", "busy GPU: other programs on it: 2"),
         ({"unread": "it died"}, "INCONCLUSIVE", "the machine's state is not known to the end: it died"),
