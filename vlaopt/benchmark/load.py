@@ -19,8 +19,8 @@ FRAMES = 8
 """A ring of pictures, 48 MiB: more than the caches of a robot's processors hold, so that copies reach its memory."""
 VALUES = 1 << 14
 """Numbers of one step of a planner, 128 KiB: they stay in a core's own cache."""
-STEPS = 4
-"""Steps of the planner for one picture: about as long as its copy."""
+STEPS = 2
+"""Steps of the planner for each picture: between half and twice the time of its copy, by the machine's memory."""
 READY_S = 60.0
 
 
@@ -45,8 +45,8 @@ def busy(count: int, seed: int = 0) -> Iterator[Load]:
     """`count` processes at work while the body runs, each on one core all the time; all gone afterwards.
 
     Each copies pictures through memory, as a camera's driver and its pipeline do, and between them sorts, samples and
-    transforms numbers, as a planner does, about as long; seeds decide which. Raises StageError when one dies or does
-    not get ready, such as for want of memory.
+    transforms numbers, as a planner does; seeds decide which. Raises StageError when one dies or does not get ready,
+    such as for want of memory.
     """
     with ExitStack() as stack:
         workers = [
