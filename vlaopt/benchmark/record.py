@@ -105,7 +105,7 @@ class Timeline(Part):
 
 
 class ColdStart(Part):
-    """A fresh process: importing the backend's library, opening the policy, its first action, in ms."""
+    """A fresh process, in ms: its start with the import of the backend's library, opening the policy, the first call."""
 
     import_ms: float
     open_ms: float
@@ -113,7 +113,7 @@ class ColdStart(Part):
 
     @property
     def total_ms(self) -> float:
-        """From the start of opening to the first action, the library included."""
+        """From the start of the process to the first action."""
         return round(self.import_ms + self.open_ms + self.first_ms, 3)
 
 

@@ -123,7 +123,7 @@ def bench(
     settings = settings_of(own).model_copy(update={key: value for key, value in given.items() if value is not None})
     for file in filter(None, (record_file, junit)):
         check_writable(outside(file, source).parent)
-    artifact = _ready(artifact, source, backend, as_json)
+    artifact = ready(artifact, source, backend, as_json)
     started = datetime.now(timezone.utc)
     with ExitStack() as around:
         progress = around.enter_context(terminal.watched(quiet=as_json))
@@ -179,7 +179,7 @@ def _sweep(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _ready(artifact: Artifact, source: Path, backend: str | None, as_json: bool) -> Artifact:
+def ready(artifact: Artifact, source: Path, backend: str | None, as_json: bool) -> Artifact:
     """The artifact, its engine finished for this machine. Raises EnvironmentProblem where it cannot be measured."""
     from vlaopt.artifact.store import Store
     from vlaopt.chain import finish_here

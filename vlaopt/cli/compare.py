@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlaopt.cli import terminal
+from vlaopt.cli.bench import ready
 from vlaopt.cli.comparison import NAMES, as_value, show
 from vlaopt.cli.recipe import AsJson
 from vlaopt.cli.stage import TrustOption, refuse_options
@@ -147,13 +148,11 @@ def _launched(
     """The sides that artifacts are, launched in turns, and in words what that compares."""
     from vlaopt.runtime.launch import in_turns, plan, side
 
+    artifacts = [_opened(source, backend, quiet) for source in sources]
+    _check_same_policy(artifacts)
     with terminal.watched(quiet=quiet) as progress:
-        artifacts = [_ready(source, backend, progress) for source in sources]
-        _check_same_policy(artifacts)
         paths = [artifact.path for artifact in artifacts]
         planned = plan(paths, runs=runs, seconds=seconds, backend=backend, trust=trust, progress=progress)
-        if not quiet:
-            terminal.note(f"{planned.runs} launches of each take about {planned.seconds:.0f} s")
         launches = in_turns(paths, planned, backend=backend, trust=trust, progress=progress)
     fewer = f" ({runs} would have taken more than {seconds:g} s)" if planned.runs < runs else ""
     sides = [side(artifact, found) for artifact, found in zip(artifacts, launches, strict=True)]
@@ -185,25 +184,12 @@ def _with_records(sides: Sequence[Side], artifacts: Sequence[Artifact]) -> list[
     ]
 
 
-def _ready(source: Path, backend: str | None, progress: Any) -> Artifact:
-    """The artifact, checked, with its engine finished where that was left to this machine."""
+def _opened(source: Path, backend: str | None, quiet: bool) -> Artifact:
     from vlaopt.artifact.artifact import Artifact
-    from vlaopt.artifact.store import Store
-    from vlaopt.chain import finish_here
-    from vlaopt.errors import EnvironmentProblem
-    from vlaopt.stages.bench import why_not_timed
 
     artifact = Artifact.open(source)
     artifact.check()
-    if backend is None and artifact.manifest.finish:
-        artifact = finish_here(artifact, store=Store.default(), progress=progress)
-    if backend is None and (reason := why_not_timed(artifact)):
-        raise EnvironmentProblem(
-            f"cannot be measured here: {reason}",
-            where=str(source),
-            hint="--backend onnxruntime compares the portable graphs",
-        )
-    return artifact
+    return ready(artifact, source, backend, quiet)
 
 
 def _check_same_policy(artifacts: Sequence[Artifact]) -> None:

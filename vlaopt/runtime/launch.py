@@ -34,6 +34,7 @@ CALLS_S = 0.5
 FEWEST_CALLS, MOST_CALLS = 3, 200
 WARMUP_SHARE = 4
 """One call in so many more runs before the measured ones, beside the first."""
+SAY_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,30 @@ def plan(
 def in_turns(
     paths: Sequence[Path], plan: Plan, *, backend: str | None, trust: bool, progress: Progress, seed: int = 0
 ) -> list[list[Launch]]:
-    """The launches of each path. Every round launches all of them once, in an order drawn anew, on the same samples."""
+    """The launches of each path. Every round launches all of them once, in an order drawn anew, on the same samples.
+
+    Nothing is drawn meanwhile; what is left is said between launches.
+    """
     rng = np.random.default_rng(seed)
     turns = [(round_, int(place)) for round_ in range(plan.runs) for place in rng.permutation(len(paths))]
     launches: list[list[Launch]] = [[] for _ in paths]
-    for round_, place in track(progress, "launching in turns", turns, len(turns)):
-        launches[place].append(
-            launch(paths[place], backend=backend, trust=trust, calls=plan.calls, warmup=plan.warmup, seed=seed + round_)
-        )
+    with progress.still() as say:
+        say(f"{plan.runs} launches of each in turns: about {plan.seconds:.0f} s")
+        started = said = time.monotonic()
+        for done, (round_, place) in enumerate(turns):
+            now = time.monotonic()
+            if now - said > SAY_EVERY_S:
+                say(f"{done} of {len(turns)} launches, about {(now - started) * (len(turns) / done - 1):.0f} s left")
+                said = now
+            found = launch(
+                paths[place],
+                backend=backend,
+                trust=trust,
+                calls=plan.calls,
+                warmup=plan.warmup,
+                seed=seed + round_,
+            )
+            launches[place].append(found)
     return launches
 
 

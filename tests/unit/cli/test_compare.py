@@ -85,7 +85,7 @@ def test_a_faster_artifact_is_said_to_be(cli: Cli, pair: tuple[Path, Path], laun
     assert told.out.startswith(f"A: {pair[0]}\nB: {pair[1]}\n")
     assert "B is FASTER than A, back-to-back: 2.00 times A's speed; ratio 0.500" in told.out
     assert "compared: 20 launches of each, in turns, each a fresh process" in told.out
-    assert "20 launches of each take about" in told.err
+    assert "20 launches of each in turns: about" in told.err
 
 
 def test_each_of_several_is_held_against_the_first(

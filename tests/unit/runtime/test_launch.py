@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -90,6 +91,31 @@ def test_turns_launch_all_once_each_round_in_an_order_drawn_anew_on_the_same_sam
     assert all(len({seed for *_, seed in round_}) == 1 for round_ in rounds)
     assert {round_[0][0] for round_ in rounds} == set("abc")
     assert len({seed for *_, seed in told.launches}) == 12
+
+
+def test_what_is_left_is_said_between_launches_and_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    said: list[str] = []
+    drawn: list[str] = []
+
+    class Watched(Silent):
+        @contextmanager
+        def still(self) -> Iterator[Callable[[str], None]]:
+            drawn.append("still")
+            yield said.append
+            drawn.append("drawn again")
+
+    def launch_4_seconds(path: Path, **how: Any) -> Launch:
+        assert drawn == ["still"]
+        now[0] += 4.0
+        return launched(1.0)
+
+    monkeypatch.setattr(launching, "launch", launch_4_seconds)
+    monkeypatch.setattr(launching, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    in_turns([Path("a"), Path("b")], Plan(5, 5, 1, 40.0), backend=None, trust=False, progress=Watched())
+    assert said[:2] == ["5 launches of each in turns: about 40 s", "3 of 10 launches, about 28 s left"]
+    assert len(said) == 4
+    assert drawn == ["still", "drawn again"]
 
 
 @pytest.mark.parametrize(
