@@ -61,6 +61,20 @@ def test_the_reader_steps_aside() -> None:
         assert sampler.sources == (f"nice {min(19, os.nice(0) + sampling.NICE)}",)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are pinned on Linux alone")
+def test_the_reader_leaves_the_cores_to_which_the_measurement_is_pinned() -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("one core only")
+    mine = min(allowed)
+    os.sched_setaffinity(0, {mine})
+    try:
+        with Sampler(1.0, work.told) as sampler:
+            assert mine not in os.sched_getaffinity(sampler.processes[0])
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 @pytest.mark.parametrize(
     ("opened", "states", "failure"),
     [
