@@ -26,11 +26,12 @@ def per_chunk(sampler: Sampler | None, readings: Readings, idle: Readings, *, ch
     whole, above = sum(parts.values()), None
     if not isinstance(resting, str):
         above = whole - sum(resting.values()) / elapsed_s(idle) * elapsed_s(readings)
+    uncounted = sampler.missing.get("energy_j")
     return Energy(
         joules=round(whole / chunks, 6),
         joules_above_idle=None if above is None else round(above / chunks, 6),
         parts={name: round(value / chunks, 6) for name, value in parts.items()},
-        source=" + ".join(sampler.sources),
+        source=" + ".join(sampler.sources) + (f"; not counted: {uncounted}" if uncounted else ""),
     )
 
 

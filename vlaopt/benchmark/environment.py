@@ -133,7 +133,7 @@ def read_environment(
         libraries=dict(sorted((libraries or {}).items())),
         gpu=gpu,
         driver=module_version(root),
-        power_mode=jetson.power_mode(Sources(root=root)) if jetson.chip(root) else None,
+        power_mode=jetson.power_mode(Sources(root=root)) if jetson.is_jetson(root) else None,
         clocks_held=state.held,
         locked=tuple(locked),
         clocks_mhz=dict(state.clocks_mhz),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlaopt.errors import EnvironmentProblem
 from vlaopt.machine.changes import Command, Step, Write, undone
-from vlaopt.machine.jetson import chip
+from vlaopt.machine.jetson import is_jetson
 from vlaopt.machine.sources import Sources
 from vlaopt.machine.state.cpu import PERFORMANCE, policies
 from vlaopt.machine.state.nvml import visible_gpu
@@ -72,7 +72,7 @@ def _claimed(root: Path) -> Iterator[int]:
 
 def _locks(sources: Sources, folder: Path) -> list[_Lock]:
     """Those of this machine. Commands come first: they are refused before anything has changed."""
-    if chip(sources.root) is not None:
+    if is_jetson(sources.root):
         return [_of_jetson(folder)]
     return [lock for lock in (_of_gpu(sources), _of_cpus(sources.root)) if lock is not None]
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlaopt.benchmark.energy import elapsed_s, joules
+from vlaopt.benchmark.energy import elapsed_s, joules, per_chunk
+from vlaopt.benchmark.sampling import Sampler
 from vlaopt.machine.state import State
 
 S = 1_000_000_000
@@ -29,6 +30,22 @@ def test_power_is_integrated_by_trapezoids_over_uneven_moments() -> None:
 
 def test_a_counter_gives_its_difference_whatever_happened_between() -> None:
     assert joules(counter((5, 100), (6, 190), (7, 191)), ["package-0"]) == pytest.approx({"package-0": 91})
+
+
+@pytest.mark.parametrize(
+    ("missing", "source"),
+    [
+        ({}, "nvml"),
+        ({"clocks_mhz": "no cpufreq"}, "nvml"),
+        ({"energy_j": "RAPL counters cannot be read: Permission denied"},
+         "nvml; not counted: RAPL counters cannot be read: Permission denied"),
+    ],
+)  # fmt: skip
+def test_what_a_sum_does_not_count_is_said_with_its_source(missing: dict[str, str], source: str) -> None:
+    sampler = Sampler()
+    sampler.board, sampler.sources, sampler.missing = ("VDD_IN",), ("nvml",), missing
+    found = per_chunk(sampler, rail((0, 10), (4, 10)), [], chunks=8)
+    assert (found.joules, found.source, found.reason) == (5.0, source, None)
 
 
 def test_a_counter_is_taken_before_the_power_of_the_same_name() -> None:

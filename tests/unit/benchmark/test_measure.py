@@ -337,7 +337,7 @@ def test_energy_per_chunk_is_given_raw_and_above_idle(
             return State(energy_j={"package-0": 5.0 * seconds + 20.0 * 0.010 * steady.count})
         return State(power_w={"package-0": 15.0 if steady.count else 5.0})
 
-    sampler.state, sampler.board, sampler.sources = state, ("package-0",), ("cpu",)
+    sampler.state, sampler.board, sampler.sources, sampler.missing = state, ("package-0",), ("cpu",), {}
     energy = bench(steady, settings=BenchSettings(hz=50, duration_s=4, back_to_back_s=1)).energy
     assert energy.source == "cpu"
     assert energy.joules == pytest.approx(0.3, rel=0.01)

@@ -45,8 +45,8 @@ class CpuProbe:
     def __init__(self, root: Path, clock: Callable[[], float]) -> None:
         self._policies = policies(root)
         self._kinds = _kinds(self._policies)
-        # a Jetson's own probe reads its zones
-        self._sensors = _sensors(root) or ({} if is_jetson(root) else _zones(root))
+        on_jetson = is_jetson(root)  # its own probe reads the zones, and rails that count the CPUs
+        self._sensors = _sensors(root) or ({} if on_jetson else _zones(root))
         self._throttle_counts = {
             str(path): path
             for scope in ("core", "package")
@@ -56,7 +56,7 @@ class CpuProbe:
         self._packages, reason = _packages(root, clock)
         self.board = tuple(self._packages)
         self.missing: Mapping[str, str] = {
-            **({"energy_j": reason} if reason else {}),
+            **({"energy_j": reason} if reason and not on_jetson else {}),
             **({} if self._kinds else {"clocks_mhz": "no cpufreq"}),
         }
 

@@ -121,6 +121,7 @@ def test_zones_are_read_where_the_cpu_has_no_sensor_but_not_those_of_a_jetson(ma
     assert machine.opened().read().temperatures_c == {"cpu-thermal": -1.5}
     machine.write({"proc/device-tree/compatible": "nvidia,tegra234"})
     assert machine.opened().read().temperatures_c == {}
+    assert "energy_j" not in machine.opened().missing  # its rails count the CPUs
 
 
 def test_a_sensor_that_goes_away_ends_nothing(machine: Machine) -> None:
