@@ -105,7 +105,7 @@ class Timeline(Part):
 
 
 class ColdStart(Part):
-    """A fresh process, in ms: its start with the import of the backend's library, opening the policy, the first call."""
+    """A fresh process, in ms: its start and the import of the backend's library, opening the policy, the first call."""
 
     import_ms: float
     open_ms: float

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from vlaopt.benchmark.sides import Side
 
 RUNS, SECONDS = 20, 600.0
+MEANWHILE = (
+    "Records do not tell what the machine did between one side and the other: that counts as a difference of theirs"
+)
 
 
 def compare(
@@ -119,13 +122,14 @@ def _recorded(sources: Sequence[Path]) -> tuple[list[Side], list[str]]:
     from vlaopt.benchmark.sides import LAUNCH_SPREAD, check_comparable, of_records
     from vlaopt.errors import InputError
     from vlaopt.files import read_file
+    from vlaopt.report.records import SIZE_LIMIT
 
     sides, firsts = [], []
     for source in sources:
         files = sorted(source.glob("*.json")) if source.is_dir() else [source]
         if not files:
             raise InputError("neither an artifact nor a folder of records", where=str(source))
-        records = [BenchRecord.from_json(read_file(file), where=str(file)) for file in files]
+        records = [BenchRecord.from_json(read_file(file, limit=SIZE_LIMIT), where=str(file)) for file in files]
         sides.append(of_records(records, str(source)))
         firsts.append(records[0])
         check_comparable(firsts[0], records[0])
@@ -134,11 +138,12 @@ def _recorded(sources: Sequence[Path]) -> tuple[list[Side], list[str]]:
             "one launch cannot be held against many", hint="give one record of each, or a folder of ten or more of each"
         )
     if not sides[0].unseen:
-        return sides, ["compared: records, each a launch that counts by the median of its calls"]
+        return sides, ["compared: records, each a launch that counts by the median of its calls", MEANWHILE]
     return sides, [
         "compared: one record of each, by the medians of blocks of successive calls. One launch does not tell how "
         f"launches differ: {100 * LAUNCH_SPREAD:g} % is allowed for that, so SAME needs more: a folder with a record "
-        "for each of ten launches or more, or comparing the artifacts"
+        "for each of ten launches or more, or comparing the artifacts",
+        MEANWHILE,
     ]
 
 
@@ -155,16 +160,21 @@ def _launched(
         planned = plan(paths, runs=runs, seconds=seconds, backend=backend, trust=trust, progress=progress)
         launches = in_turns(paths, planned, backend=backend, trust=trust, progress=progress)
     fewer = f" ({runs} would have taken more than {seconds:g} s)" if planned.runs < runs else ""
-    sides = [side(artifact, found) for artifact, found in zip(artifacts, launches, strict=True)]
-    return _with_records(sides, artifacts), [
+    sides = [side(artifact, found, backend) for artifact, found in zip(artifacts, launches, strict=True)]
+    told = [
         f"compared: {planned.runs} launches of each{fewer}, in turns, each a fresh process that counts by the median "
-        f"of its {planned.calls} calls, back-to-back, after {planned.warmup + 1}. Paced figures and energy are "
-        "those of `vlaopt bench`, where there are comparable ones of all"
+        f"of its {planned.calls} calls, back-to-back, after {planned.warmup + 1}"
     ]
+    recorded = _with_records(sides, artifacts) if backend is None else None
+    return (
+        (sides, told)
+        if recorded is None
+        else (recorded, [*told, "paced figures and energy: as `vlaopt bench` measured"])
+    )
 
 
-def _with_records(sides: Sequence[Side], artifacts: Sequence[Artifact]) -> list[Side]:
-    """The sides with what only a paced run knows, where each artifact has a record and these are comparable."""
+def _with_records(sides: Sequence[Side], artifacts: Sequence[Artifact]) -> list[Side] | None:
+    """The sides with what only a paced run knows; None unless each artifact has a record and these are comparable."""
     from vlaopt.artifact.store import Store
     from vlaopt.benchmark.sides import check_comparable, figures
     from vlaopt.errors import InputError
@@ -172,15 +182,16 @@ def _with_records(sides: Sequence[Side], artifacts: Sequence[Artifact]) -> list[
 
     records = [record for artifact in artifacts if (record := newest(artifact, Store.default()).record)]
     if len(records) < len(sides):
-        return list(sides)
+        return None
     try:
         for record in records:
             check_comparable(records[0], record)
     except InputError:
-        return list(sides)
+        return None
+    known = [{name: value for name, value in side.figures.items() if value is not None} for side in sides]
     return [
-        replace(side, figures={**figures([record]), **{name: value for name, value in side.figures.items() if value}})
-        for side, record in zip(sides, records, strict=True)
+        replace(side, figures={**figures([record]), **own})
+        for side, record, own in zip(sides, records, known, strict=True)
     ]
 
 

@@ -143,9 +143,14 @@ def in_turns(
     return launches
 
 
-def side(artifact: Artifact, launches: Sequence[Launch]) -> Side:
-    """What launches of an artifact say, for `benchmark.sides.hold`: the median of each, and figures over all."""
-    verified = artifact.manifest.metrics.get("verify", {}).get("golden", {})
+def side(artifact: Artifact, launches: Sequence[Launch], backend: str | None) -> Side:
+    """What launches of an artifact on `backend` say, for `benchmark.sides.hold`.
+
+    The action error is what `verify` found of its engine: not known of the portable graphs on another backend.
+    """
+    engine = artifact.manifest.engine
+    as_built = engine is not None and backend in (None, engine.backend)
+    verified = artifact.manifest.metrics.get("verify", {}).get("golden", {}) if as_built else {}
     return Side(
         source=str(artifact.path),
         unit="launches in turns",
@@ -154,7 +159,7 @@ def side(artifact: Artifact, launches: Sequence[Launch]) -> Side:
             "cold_start_ms": median([launch.cold_start_ms for launch in launches]),
             "host_mib": typical([launch.host_mib for launch in launches]),
             "device_mib": typical([launch.device_mib for launch in launches]),
-            "size_mb": (artifact.size("engine") or artifact.size("component")) / 1e6,
+            "size_mb": artifact.size("engine" if as_built else "component") / 1e6,
             "action_error_mean": verified.get("executed", {}).get("mean"),
         },
     )
