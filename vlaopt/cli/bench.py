@@ -84,7 +84,6 @@ def bench(
     from vlaopt.artifact.artifact import Artifact
     from vlaopt.artifact.store import Store
     from vlaopt.benchmark.assertions import evaluate, metrics_of, parse_assertion, why_not_valid
-    from vlaopt.benchmark.junit import as_junit
     from vlaopt.errors import GateError
     from vlaopt.files import check_writable, replace_file
     from vlaopt.machine.clocks import locked
@@ -131,24 +130,33 @@ def bench(
         if held:
             terminal.note(f"locked: {', '.join(held)}")
         record = bench_artifact(artifact, settings, progress, backend=backend, trust=trust, sweep=over, locked=held)
-    seconds = (datetime.now(timezone.utc) - started).total_seconds()
     outcomes = evaluate(wanted, record)
     _give(record, outcomes, as_json)
     # Told first: where a file cannot be written or the store is full, it has been measured all the same.
     if record_file:
         replace_file(record_file, record.to_json().encode())
     if junit:
-        name = f"{artifact.manifest.name} {artifact.version} {artifact.manifest.target}"
-        replace_file(
-            junit,
-            as_junit(record, outcomes, name=name, host=platform.node(), started=started, seconds=seconds),
-        )
+        replace_file(junit, _junit(record, outcomes, artifact, started))
     key = f"{artifact.id[:16]}-{record.environment.machine_key()}"
     Store.default().remember("bench", key, record.model_dump(mode="json", by_alias=True))
     if any(not outcome.ok for outcome in outcomes):
         raise GateError(_missed(outcomes))
     if junit and record.verdict == "INVALID":  # what the file calls failed, the exit code does too
         raise GateError(why_not_valid(record))
+
+
+def _junit(record: BenchRecord, outcomes: Sequence[Outcome], artifact: Artifact, started: datetime) -> bytes:
+    from vlaopt.benchmark.junit import as_junit
+
+    manifest = artifact.manifest
+    return as_junit(
+        record,
+        outcomes,
+        name=f"{manifest.name} {artifact.version} {manifest.target}",
+        host=platform.node(),
+        started=started,
+        seconds=(datetime.now(timezone.utc) - started).total_seconds(),
+    )
 
 
 def _sweep(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

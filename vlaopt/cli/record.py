@@ -9,8 +9,8 @@ from vlaopt.cli import terminal
 
 if TYPE_CHECKING:
     from vlaopt.benchmark.assertions import Outcome
-    from vlaopt.benchmark.record import BenchRecord, Breakdown, Curve, Energy, Timeline
-    from vlaopt.benchmark.statistics import Percentile
+    from vlaopt.benchmark.record import BenchRecord, Breakdown, Curve, Energy, Timeline, WakeUp
+    from vlaopt.benchmark.statistics import Distribution, Percentile
 
 NO_VALUE = "—"
 KINDS = {"clock_mhz": ("clocks", "MHz"), "temperature_c": ("temperature", "°C"), "power_w": ("power", "W")}
@@ -25,6 +25,8 @@ def show_record(record: BenchRecord) -> None:
         _show_breakdown(record.breakdown)
     for curve in record.curves:
         _show_curve(curve)
+    if record.breakdown or record.curves:
+        terminal.give("")
     for line in _figures(record):
         terminal.give_words(line)
     terminal.give_words(_verdict(record))
@@ -52,17 +54,32 @@ def _show_latency(record: BenchRecord) -> None:
         jitter = NO_VALUE if part.jitter_ms is None else f"{part.jitter_ms:.3f}"
         table.add_row(name, f"{spread.min:.3f}", *map(_stated, cells), f"{spread.max:.3f}", jitter)
     terminal.give_table(table)
-    for reason in unstated:
-        terminal.give_words(f"{NO_VALUE} {reason}")
+    for line in filter(None, [_intervals(record.paced.latency_ms), *(f"{NO_VALUE} {reason}" for reason in unstated)]):
+        terminal.give_words(line)
     paced = record.paced
     terminal.give_words(
         f"misses: {paced.misses} of {paced.ticks} ticks past their deadline of {paced.deadline_ms:g} ms, "
-        f"{len(paced.dropped)} dropped; back-to-back {record.back_to_back.throughput_hz:.1f} chunks per second"
+        f"{len(paced.dropped)} dropped{_wake_up(paced.wake_up)}; back-to-back "
+        f"{record.back_to_back.throughput_hz:.1f} chunks per second"
     )
+
+
+def _intervals(latency: Distribution) -> str:
+    """Where the paced percentiles truly lie, for those that can be stated."""
+    stated = {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99, "p99.9": latency.p99_9}
+    told = [f"{name} {cell.low:.3f} … {cell.high:.3f}" for name, cell in stated.items() if cell.low is not None]
+    return f"paced, at 99 % confidence: {', '.join(told)}" if told else ""
+
+
+def _wake_up(wake_up: WakeUp) -> str:
+    if wake_up.p50_us is None:
+        return ""
+    return f"; the schedule itself woke {wake_up.p50_us:.0f} µs late at p50, {wake_up.max_us:.0f} µs at most"
 
 
 def _show_breakdown(breakdown: Breakdown) -> None:
     """A column that no component has a value for is left out."""
+    terminal.give("")
     components = breakdown.components
     on_device = any(part.device_ms is not None for part in components.values())
     numbers = ("calls", "ms", "share", *(("device ms", "copies ms") if on_device else ()))
@@ -83,6 +100,7 @@ def _show_breakdown(breakdown: Breakdown) -> None:
 
 
 def _show_curve(curve: Curve) -> None:
+    terminal.give("")
     errors = any(point.action_error_mean is not None for point in curve.points)
     numbers = (curve.over, "p50 in ms", "99 % interval", *(("action error",) if errors else ()))
     table = terminal.table(*numbers, right=numbers, whole=numbers, title=f"latency over {curve.over}")

@@ -308,7 +308,8 @@ def test_a_person_sees_all_of_it_within_80_columns(
     assert max(map(len, tables)) <= 80
     said = " ".join(out.split())
     for words in (
-        "misses: 3 of 4700 ticks past their deadline of 20 ms, 1 dropped",
+        "paced, at 99 % confidence: p50 10.300 … 10.300, p90 10.600 … 10.600",
+        "misses: 3 of 4700 ticks past their deadline of 20 ms, 1 dropped; the schedule itself woke 60 µs late at p50",
         "vision 1 7.000 70% 6.250 0.125",
         "head 10 2.500 25% — —",
         "processors 0.400 4% — —",
@@ -334,7 +335,11 @@ def test_a_person_sees_all_of_it_within_80_columns(
 def test_what_is_not_known_is_said_and_never_zero(capsys: pytest.CaptureFixture[str]) -> None:
     unknown = {
         "energy": Energy(reason="not available: RAPL counters cannot be read: Permission denied"),
-        "cold_start": None, "memory": Memory(), "breakdown": None, "curves": (), "timeline": None,
+        "cold_start": None,
+        "memory": Memory(),
+        "breakdown": None,
+        "curves": (),
+        "timeline": None,
     }
     show_record(record().model_copy(update=unknown))
     out = capsys.readouterr().out
