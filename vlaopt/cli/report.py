@@ -31,6 +31,7 @@ def report(
     """
     from vlaopt.artifact.artifact import Artifact
     from vlaopt.artifact.store import Store
+    from vlaopt.optional import require
     from vlaopt.report import markdown as text
     from vlaopt.report import records
     from vlaopt.report.reading import read_facts
@@ -38,9 +39,11 @@ def report(
 
     if markdown and output:
         raise typer.BadParameter("prints its text; take --output out, or redirect stdout", param_hint="--markdown")
+    target = None if markdown else _outside(output or Path("report.html"), artifact)
+    for library in () if markdown else ("jinja2", "matplotlib"):
+        require(library, "report")
     opened = Artifact.open(artifact)
     opened.check()
-    target = None if markdown else _outside(output or Path("report.html"), artifact)
     opened = finished.find(opened) or opened
     store = Store.default()
     found = records.given(record, opened) if record else records.newest(opened, store)

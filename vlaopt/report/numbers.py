@@ -8,10 +8,10 @@ from vlaopt.benchmark.statistics import Percentile
 
 
 def number(value: float | None) -> str:
-    """Three digits, as people write them; a dash where there is none."""
+    """Three digits, whole numbers in full; a dash where there is none."""
     if value is None:
         return "—"
-    size = abs(value)
+    size = abs(float(f"{value:.2e}"))  # first, so that 99.99 becomes 100 and not 100.0
     if size == 0 or size >= 100:
         return f"{value:,.0f}".replace(",", " ")
     if size < 1e-3:

@@ -9,6 +9,7 @@ from vlaopt import __version__
 from vlaopt.optional import require
 from vlaopt.report import numbers
 from vlaopt.report.facts import Facts
+from vlaopt.report.figures.marks import action_names
 from vlaopt.report.headline import headline
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def render(facts: Facts, figures: Mapping[str, str]) -> str:
             record=facts.record,
             statements=headline(facts),
             figures={name: markup(svg) for name, svg in figures.items()},
-            joints=joints(facts),
+            joints=action_names(facts.spec),
             order=[component.name for component in facts.components],
             environment=environment(facts),
             by_role=by_role(facts),
@@ -43,12 +44,6 @@ def render(facts: Facts, figures: Mapping[str, str]) -> str:
         )
     )
     return page.rstrip() + "\n"
-
-
-def joints(facts: Facts) -> list[str]:
-    """A name for every action."""
-    spec = facts.spec
-    return ["gripper" if joint == spec.gripper else f"action {joint}" for joint in range(spec.action_dim)]
 
 
 def environment(facts: Facts) -> dict[str, str]:
