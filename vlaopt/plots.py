@@ -70,6 +70,7 @@ _IN_A_PAGE: dict[str, Any] = {
 
 _SVG = "http://www.w3.org/2000/svg"
 _REFERENCE = re.compile(r"(?:^|(?<=url\())#([\w.-]+)")
+_LONG = re.compile(r"\d+\.\d{3,}")
 _FONTS = re.compile(r"'DejaVu Sans'[^;]*")
 
 
@@ -159,8 +160,8 @@ def _embedded(file: bytes, name: str, title: str, description: str) -> str:
 def _attribute(key: str, value: str, name: str) -> str:
     if key == "id":
         return f"{name}-{value}"
-    if key == "d":
-        return " ".join(value.split())
+    if key in ("d", "x", "y"):
+        return _LONG.sub(lambda found: f"{float(found[0]):.2f}", " ".join(value.split()))
     return _FONTS.sub("system-ui, sans-serif", _REFERENCE.sub(rf"#{name}-\1", value)).replace(INK, "currentColor")
 
 

@@ -11,7 +11,7 @@ from vlaopt import plots
 from vlaopt.benchmark.record import BenchRecord
 from vlaopt.benchmark.statistics import FLOATS, Distribution
 from vlaopt.report.facts import Facts
-from vlaopt.report.figures.marks import MUTED, OTHER, RUNS, SMALL, WIDTH, limit_line, scale_x, share_of_width
+from vlaopt.report.figures.marks import OTHER, RUNS, SMALL, WIDTH, limit_line, scale_x, share_of_width
 from vlaopt.report.numbers import number
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _paint(record: BenchRecord, figure: Figure) -> None:
     edges = scale_x(below, np.concatenate([*samples, [deadline]]), BINS)
     for (label, colour, _, distribution), values in zip(series, samples, strict=True):
         _histogram(above, values, edges, colour, label)
-        _percentiles(below, distribution, colour, beside=0.18 if colour == RUNS else -0.18)
+        _percentiles(below, distribution, deadline, colour, beside=0.18 if colour == RUNS else -0.18)
     above.set_ylim(bottom=0)
     above.set_ylabel("% of chunks")
     above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0, handlelength=1.2)
@@ -68,14 +68,15 @@ def _histogram(axes: Axes, values: FLOATS, edges: FLOATS, colour: str, label: st
         axes.plot(middles[low], np.zeros(low.sum()), "|", color=colour, markersize=6, clip_on=False)
 
 
-def _percentiles(axes: Axes, distribution: Distribution, colour: str, *, beside: float) -> None:
+def _percentiles(axes: Axes, distribution: Distribution, deadline: float, colour: str, *, beside: float) -> None:
     """A row for each percentile that can be stated: the value, its interval as a line; the largest as a mark."""
     rows = {"p50": distribution.p50, "p90": distribution.p90, "p99": distribution.p99, "p99.9": distribution.p99_9}
+    free = deadline if share_of_width(axes, deadline) > 0.85 else axes.get_xlim()[1]
     for place, one in enumerate(rows.values()):
         row = place - beside
         if one.value is None or one.low is None or one.high is None:
             if beside > 0:
-                _label(axes, axes.get_xlim()[0], place, "too few samples", MUTED)
+                _label(axes, free, row, "too few samples", colour)
             continue
         axes.plot([one.low, one.high], [row, row], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
         axes.plot([one.value], [row], "o", color=colour, markersize=4)

@@ -27,7 +27,18 @@ RUNS, MISSED, OTHER, PALE = COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[5]
 MUTED = "#888888"
 """The reference, and what only helps to read."""
 
-_PRECISIONS = {"fp32": MUTED, "fp16": PALE, "bf16": OTHER, "int8": RUNS, "fp8": COLOURS[3], "int4": COLOURS[4]}
+_PRECISIONS = {
+    "fp32": MUTED,
+    "fp16": PALE,
+    "bf16": OTHER,
+    "int8": RUNS,
+    "int8-dynamic": "#882255",
+    "int8-weights": COLOURS[4],
+    "int4-weights": "#DDCC77",
+    "fp8": COLOURS[3],
+    "nvfp4": "#AA4499",
+}
+"""Those that are not of COLOURS are of P. Tol, "Colour Schemes" (2021), the scheme muted."""
 _APART = 6.0
 
 

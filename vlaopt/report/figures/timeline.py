@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INTEGERS = np.ndarray[Any, np.dtype[np.int64]]
-COLUMNS = 240
-"""Columns that ticks are gathered in: narrower ones could not be seen on a phone."""
+COLUMNS, SINGLY = 240, 960
+"""Columns that more ticks than `SINGLY` are gathered in: narrower ones could not be told apart on a phone."""
 
 _MACHINE = {"clock_mhz": "MHz", "temperature_c": "°C", "power_w": "W"}
 """What is drawn below, if the machine told it, and its unit."""
@@ -46,7 +46,7 @@ def drawn(facts: Facts) -> dict[str, str]:
     return {"timeline": plots.inline("timeline", "Latency over time", description, paint, width=WIDTH, height=height)}
 
 
-def columns_of(count: int, most: int = COLUMNS) -> INTEGERS:
+def columns_of(count: int, most: int) -> INTEGERS:
     """The edges of at most `most` columns of nearly equal width that `count` neighbours are gathered in."""
     return np.linspace(0, count, min(most, count) + 1).astype(np.int64)
 
@@ -82,16 +82,21 @@ def _paint(record: BenchRecord, rows: dict[str, dict[str, Sequence[float | None]
 
 
 def _latencies(axes: Axes, record: BenchRecord) -> None:
-    """Up to the slowest tick of each column pale, what lies between its tenths solid; in another colour when late."""
+    """The median of each column as a line, its middle 80 % in the colour, its slowest tick pale; late in another."""
     paced, hz = record.paced, record.settings.hz
     samples = np.maximum(np.asarray(paced.samples_ms, np.float64), LEAST_MS)
-    edges = columns_of(len(samples))
+    edges = columns_of(len(samples), COLUMNS if len(samples) > SINGLY else SINGLY)
     largest = envelope(samples, edges)[1]
     columns = np.split(samples, edges[1:-1])
-    low, high = (np.array([np.quantile(column, q) for column in columns]) for q in (0.1, 0.9))
+    low, middle, high = (np.array([np.quantile(column, q) for column in columns]) for q in (0.1, 0.5, 0.9))
     bottom = _scale(axes, samples, paced.deadline_ms)
-    for top, base, alpha in ((largest, bottom, 0.3), (high, low, 1.0)):
-        axes.stairs(top, edges / hz, baseline=base, fill=True, color=RUNS, alpha=alpha)
+    in_time, middle_in_time = np.minimum(largest, paced.deadline_ms), np.minimum(high, paced.deadline_ms)
+    axes.stairs(in_time, edges / hz, baseline=bottom, fill=True, color=RUNS, alpha=0.3)
+    if len(columns) < len(samples):
+        axes.stairs(
+            middle_in_time, edges / hz, baseline=np.minimum(low, middle_in_time), fill=True, color=RUNS, alpha=0.5
+        )
+    axes.stairs(middle, edges / hz, baseline=None, color=RUNS, linewidth=1.0)
     for top, alpha in ((largest, 0.45), (high, 1.0)):
         if (top > paced.deadline_ms).any():
             late = np.where(top > paced.deadline_ms, top, np.nan)
@@ -127,31 +132,27 @@ def _told_above(axes: Axes, record: BenchRecord) -> None:
 
 
 def _machine(axes: Axes, seconds: Sequence[float], series: dict[str, Sequence[float | None]], unit: str) -> None:
-    """A line for each series; a few are named, more are told as a number."""
-    few = len(series) <= len(_LINES)
-    for place, (name, values) in enumerate(sorted(series.items())):
-        colour = _LINES[place] if few else RUNS
-        x, y = _thinned(np.asarray(seconds, np.float64), np.array([np.nan if v is None else v for v in values], float))
-        axes.plot(x, y, color=colour, linewidth=1.2, alpha=1.0 if few else 0.4, label=name)
-    if few:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 0.92),
-            ncols=len(series),
-            fontsize=SMALL,
-            borderpad=0,
-            handlelength=1.2,
-        )
+    """A line for each of few series, which are named; the extent of all where there are more, such as cores."""
+    moments = np.array(seconds, np.float64)
+    values = {name: np.array(series[name], np.float64) for name in sorted(series)}
+    if len(values) > len(_LINES):
+        _band(axes, moments, np.stack(list(values.values())), RUNS, f"{len(values)}, {min(values)} to {max(values)}")
     else:
-        axes.set_title(f"{min(series)} … {max(series)}, {len(series)} in all", fontsize=SMALL)
+        for colour, (name, one) in zip(_LINES, values.items(), strict=False):
+            _band(axes, moments, one[None], colour, name)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 0.92), ncols=len(_LINES), fontsize=SMALL, borderpad=0, handlelength=1.2
+    )
     axes.set_ylabel(unit)
     axes.margins(y=0.2)
     axes.locator_params(axis="y", nbins=3)
 
 
-def _thinned(x: FLOATS, y: FLOATS) -> tuple[FLOATS, FLOATS]:
-    """The line through `x` and `y`, through the extremes alone where there are more points than can be seen."""
-    if len(y) <= 2 * COLUMNS:
-        return x, y
-    edges = columns_of(len(y))
-    return np.repeat(x[edges[:-1]], 2), np.stack(envelope(y, edges), axis=1).ravel()
+def _band(axes: Axes, seconds: FLOATS, values: FLOATS, colour: str, label: str) -> None:
+    """From the least to the largest of `values` [series, moments] in each column, and the middle as a line."""
+    edges = columns_of(len(seconds), COLUMNS // 2)
+    least, _ = envelope(np.fmin.reduce(values), edges)
+    _, largest = envelope(np.fmax.reduce(values), edges)
+    at = seconds[edges[:-1]]
+    axes.fill_between(at, least, largest, color=colour, alpha=0.3, linewidth=0)
+    axes.plot(at, (least + largest) / 2, color=colour, linewidth=1.2, label=label)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlaopt import plots
-from vlaopt.artifact.policy_spec import PolicySpec
 from vlaopt.plots import INK
 from vlaopt.report.facts import Example, Facts
 from vlaopt.report.figures.marks import MISSED, MUTED, SMALL, WIDTH, action_names
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 ROW = 0.85
 """Inches."""
+LEAST_SPAN = 0.5
+"""Standard deviations that an axis shows at least: rounding must not look like a movement."""
 
 
 def drawn(facts: Facts) -> dict[str, str]:
@@ -33,20 +34,21 @@ def drawn(facts: Facts) -> dict[str, str]:
         )
         columns = 2 if facts.spec.action_dim <= 4 else 3
         height = 0.5 + ROW * -(-facts.spec.action_dim // columns)
-        paint = partial(_paint, facts.spec, example, columns)
+        paint = partial(_paint, facts, example, columns)
         title = f"Golden sample {example.sample}"
         found[name] = plots.inline(name, title, description, paint, width=WIDTH, height=height)
     return found
 
 
-def _paint(spec: PolicySpec, example: Example, columns: int, figure: Figure) -> None:
-    names = action_names(spec)
+def _paint(facts: Facts, example: Example, columns: int, figure: Figure) -> None:
+    names = action_names(facts.spec)
     grid = figure.subplots(-(-len(names) // columns), columns, sharex=True, squeeze=False)
     for joint, axes in enumerate(grid.flat):
         if joint >= len(names):
             axes.set_axis_off()
             continue
-        _joint(axes, example, joint, spec.chunk.n_action_steps)
+        _joint(axes, example, joint, facts.spec.chunk.n_action_steps)
+        _span(axes, LEAST_SPAN * facts.deviations[joint])
         axes.set_title(names[joint], fontsize=SMALL, pad=2)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=SMALL, handlelength=1.5)
@@ -66,3 +68,10 @@ def _joint(axes: Axes, example: Example, joint: int, executed: int) -> None:
     axes.set_xlim(-0.5, len(steps) - 0.5)
     axes.locator_params(axis="y", nbins=3)
     axes.locator_params(axis="x", nbins=4, integer=True)
+
+
+def _span(axes: Axes, least: float) -> None:
+    """Widens the vertical axis to `least`, about its middle."""
+    low, high = axes.get_ylim()
+    room = max(0.0, least - (high - low)) / 2
+    axes.set_ylim(low - room, high + room)
