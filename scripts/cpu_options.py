@@ -85,10 +85,10 @@ def session_options(change: Callable[[Any], object]) -> Callable[[EngineOptions]
     return changed
 
 
-def properties(change: Mapping[str, Any]) -> Callable[[EngineOptions], dict[str, Any]]:
+def properties(change: Mapping[str, Any]) -> Callable[[Mapping[str, bytes], EngineOptions], dict[str, Any]]:
     """OpenVINO's properties as vlaopt sets them, then changed."""
     usual = ov._config
-    return lambda given: {**usual(given), **change}
+    return lambda files, given: {**usual(files, given), **change}
 
 
 def flushed(call: Callable[[Sample], object]) -> Callable[[Sample], object]:

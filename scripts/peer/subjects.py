@@ -24,11 +24,13 @@ from vlaopt.artifact.manifest import component_path
 from vlaopt.artifact.policy_spec import PolicySpec
 from vlaopt.backends import EngineOptions, Session
 from vlaopt.benchmark.actions import compare_actions
+from vlaopt.benchmark.environment import cpu_features
 from vlaopt.calibration import CalibrationSet
 from vlaopt.runtime.capture import Capture
 from vlaopt.runtime.golden import Golden
 from vlaopt.runtime.policy import assemble, open_artifact
 from vlaopt.runtime.processors import Processors
+from vlaopt.target import load_target
 from vlaopt.tensors import Array
 
 ROOT = Path(__file__).parents[2]
@@ -218,7 +220,7 @@ def prepare(policy: str, folder: Path, size: str, overrides: Sequence[str], tell
 
     folder.mkdir(parents=True, exist_ok=True)
     values = [*BRIEF, *_checkpoint(policy, folder, size, tell), *overrides]
-    recipe = load_recipe(ROOT / f"recipes/{policy}/cpu.yaml", overrides=values)
+    recipe = load_recipe(ROOT / f"recipes/{policy}/{_fitting()}.yaml", overrides=values)
     made = build(recipe, output=folder / "artifacts", store=Store.default())
     times = folder / "built.json"
     took = json.loads(times.read_text()) if times.is_file() else {}
@@ -259,6 +261,12 @@ def prepare(policy: str, folder: Path, size: str, overrides: Sequence[str], tell
         subject.save(path)
         found.append(path)
     return found
+
+
+def _fitting() -> str:
+    """The shipped recipe of the narrowest class of CPU that this machine is of."""
+    lacking = load_target("cpu-x86-bf16").cpu_lacks(cpu_features())
+    return "cpu" if lacking else "cpu-bf16"
 
 
 def _checkpoint(policy: str, folder: Path, size: str, tell: Callable[[str], None]) -> list[str]:

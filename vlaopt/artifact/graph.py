@@ -12,15 +12,22 @@ from dataclasses import dataclass, field
 
 from vlaopt.errors import InputError
 
+MARK = "vlaopt.computes_in"
+"""The key of a node's metadata whose value, bf16 or fp16, is what backends that take no casts compute it in."""
+
 
 @dataclass(frozen=True)
 class Node:
-    """One node of a graph: its name, its operator, and the tensors that it takes and gives."""
+    """One node of a graph: its name, its operator, and the tensors that it takes and gives.
+
+    `computes_in` is the half that it is marked to compute in (see `MARK`), "" where it is not.
+    """
 
     name: str
     operator: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    computes_in: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,8 @@ def _read_as_onnx() -> Iterator[None]:
 
 # Numbers of fields in onnx.proto, and the wire types of Protocol Buffers (protobuf.dev/programming-guides/encoding).
 _GRAPH_OF_MODEL, _NODE_OF_GRAPH, _WEIGHT_OF_GRAPH, _INPUT_OF_GRAPH, _OUTPUT_OF_GRAPH = 7, 1, 5, 11, 12
-_INPUT, _OUTPUT, _NAME, _OPERATOR, _ATTRIBUTE = 1, 2, 3, 4, 5
+_INPUT, _OUTPUT, _NAME, _OPERATOR, _ATTRIBUTE, _METADATA = 1, 2, 3, 4, 5, 9
+_KEY, _VALUE = 1, 2
 _NAME_OF_ATTRIBUTE, _INTEGER_OF_ATTRIBUTE, _TENSOR_OF_ATTRIBUTE = 1, 3, 5
 _DTYPE_OF_WEIGHT, _NAME_OF_WEIGHT = 2, 8
 _NAME_OF_VALUE, _TYPE_OF_VALUE, _TENSOR_OF_TYPE, _DTYPE_OF_TYPE, _SHAPE_OF_TYPE = 1, 2, 1, 1, 2
@@ -145,7 +153,8 @@ def _dtype(code: int) -> str:
 
 def _node(data: memoryview) -> Node:
     name, operator = "".join(_texts(data, _NAME)), "".join(_texts(data, _OPERATOR))
-    return Node(name, operator, _texts(data, _INPUT), _texts(data, _OUTPUT))
+    told = {_texts(entry, _KEY): "".join(_texts(entry, _VALUE)) for entry in _parts(data, _METADATA)}
+    return Node(name, operator, _texts(data, _INPUT), _texts(data, _OUTPUT), told.get((MARK,), ""))
 
 
 def _tensor(data: memoryview) -> GraphTensor:

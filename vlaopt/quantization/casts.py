@@ -1,4 +1,5 @@
-"""A graph with FP16 and BF16 written in: casts between the types, constants and scales in the type that takes them.
+"""A graph with FP16 and BF16 written in: casts between the types, constants and scales in the type that takes them;
+or marks, for a backend that takes no casts.
 
 Every tensor keeps its name in FP32; its other form has the type in its name. Why not onnxruntime.transformers.float16
 (1.31): it has no BF16, and moves weights that overflow to 65504 with a line for debuggers alone.
@@ -13,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from vlaopt.artifact.graph import MARK
 from vlaopt.graph.external import array
 from vlaopt.graph.opset import raised
 from vlaopt.graph.topology import constants, consumers, opset_of, subgraphs, tensor_names, unique
@@ -40,6 +42,17 @@ def write_casts(model: ModelProto, floats: Mapping[str, NodePlan], data: bytes =
     if TensorProto.BFLOAT16 in kinds:
         model = raised(model, BF16_OPSET)
     return _Writer(model, floats, data).write()
+
+
+def mark(model: ModelProto, floats: Mapping[str, NodePlan]) -> ModelProto:
+    """`model` itself, FP32 as it is, the nodes of `floats` marked with the half that they are to compute in.
+
+    For OpenVINO, which types its layers itself and fuses nothing across casts.
+    """
+    for node in model.graph.node:
+        if node.name in floats and floats[node.name].scheme in HALVES:
+            node.metadata_props.add(key=MARK, value=floats[node.name].scheme)
+    return model
 
 
 class _Writer:

@@ -85,6 +85,8 @@ def quantized_layers(model: ModelProto) -> list[str]:
     made = producers(model.graph)
 
     def dequantized(name: str) -> bool:
+        while name in made and made[name].op_type == "MaxPool":
+            name = made[name].input[0]
         return name in made and made[name].op_type == "DequantizeLinear"
 
     return [

@@ -8,7 +8,7 @@ from vlaopt.backends import Placement
 from vlaopt.errors import StageError
 from vlaopt.graph.check import check
 from vlaopt.graph.external import decode, encode
-from vlaopt.quantization.casts import write_casts
+from vlaopt.quantization.casts import mark, write_casts
 from vlaopt.quantization.dynamic import write_dynamic
 from vlaopt.quantization.lowbit import write_lowbit
 from vlaopt.quantization.placement import write_qdq
@@ -33,7 +33,10 @@ def write(
     if component.named("int8-dynamic"):
         model = write_dynamic(model, component, plain.data, weights=weights, limit=limit)
     model = write_lowbit(model, component, plain.data)
-    model = write_casts(model, component.half_nodes(), plain.data)
+    if placement == "openvino":
+        model = mark(model, component.half_nodes())
+    else:
+        model = write_casts(model, component.half_nodes(), plain.data)
     check(model, plain.data, where=component_path(name))
     structural_check(model, placement)
     written = encode(model, name, plain.data)

@@ -45,6 +45,7 @@ def check_keys(recipe: RecipeFile) -> list[Finding]:
         *_global_channels(recipe),
         *_without_calibration(recipe),
         *_unsimplified_quantization(recipe),
+        *_floats_beside_nothing(recipe),
         *_success_without_episodes(recipe),
     ]
 
@@ -105,7 +106,7 @@ def _global_channels(recipe: RecipeFile) -> Iterator[Finding]:
 def _without_calibration(recipe: RecipeFile) -> Iterator[Finding]:
     if recipe.calibration is not None or recipe.quantize.scheme == "none":
         return
-    asked: list[tuple[KeyPath, str]] = [(("quantize", "scheme"), recipe.quantize.scheme)]
+    asked = _asked(recipe)
     rules = enumerate(recipe.quantize.rules)
     asked += [(("quantize", "rules", index, "scheme"), rule.scheme) for index, rule in rules]
     for path, scheme in asked:
@@ -130,6 +131,13 @@ def _unsimplified_quantization(recipe: RecipeFile) -> Iterator[Finding]:
         yield Finding(("onnx", "simplify"), message, "constants must be folded before scales are placed")
 
 
+def _floats_beside_nothing(recipe: RecipeFile) -> Iterator[Finding]:
+    scheme, floats = recipe.quantize.scheme, recipe.quantize.floats
+    if floats != "fp32" and scheme in ("none", "fp16", "bf16"):
+        message = f"floats {floats} stand beside a scheme of fewer bits, and scheme is {scheme}"
+        yield Finding(("quantize", "floats"), message, f"write scheme: {floats}, or leave floats out")
+
+
 def _success_without_episodes(recipe: RecipeFile) -> Iterator[Finding]:
     limits: dict[str, Any] = {"success": recipe.accept.success, "success_drop": recipe.accept.success_drop}
     for key, limit in limits.items():
@@ -151,13 +159,19 @@ def _backend_of_target(recipe: RecipeFile, target: Target) -> Iterator[Finding]:
 
 
 def _schemes_of_target(recipe: RecipeFile, target: Target) -> Iterator[Finding]:
-    asked: list[tuple[KeyPath, str]] = [(("quantize", "scheme"), recipe.quantize.scheme)]
+    asked = _asked(recipe)
     if recipe.quantize.scheme != "none":
         rules = enumerate(recipe.quantize.rules)
         asked += [(("quantize", "rules", index, "scheme"), rule.scheme) for index, rule in rules]
     for path, scheme in asked:
         if reason := _cannot(scheme, target):
             yield Finding(path, reason, f"{target.name} has {', '.join(target.precisions)}", target_cannot=True)
+
+
+def _asked(recipe: RecipeFile) -> list[tuple[KeyPath, str]]:
+    """The schemes that are asked for beside rules, by the keys that do."""
+    quantize = recipe.quantize
+    return [(("quantize", "scheme"), quantize.scheme), (("quantize", "floats"), quantize.floats)]
 
 
 def _cannot(scheme: str, target: Target) -> str | None:

@@ -109,6 +109,11 @@ class Quantize(Section):
         "weights and compute in floats; `bf16` has the range of FP32; `mixed` searches the "
         "fastest plan within `accept`.",
     )
+    floats: Literal["fp32", "fp16", "bf16"] = Field(
+        default="fp32",
+        description="What a scheme of fewer bits leaves in floats computes in; norms, softmax and the like stay FP32 "
+        "unless a rule names the operator.",
+    )
     calibrator: Literal["minmax", "moving-average", "entropy", "percentile", "mse"] = Field(
         default="entropy", description="How a range is found from the activations."
     )

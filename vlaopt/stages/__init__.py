@@ -161,7 +161,7 @@ STAGES = (
     ),
     Stage(
         "quantize",
-        version=7,
+        version=8,
         values=("quantize", "calibration"),
         paths=("calibration.path",),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),
@@ -175,7 +175,7 @@ STAGES = (
     ),
     Stage(
         "onnx",
-        version=4,
+        version=5,
         values=("onnx",),
         target_values=("backends", "reduce_range"),
         tools=("onnx", "onnxsim", "onnxruntime", "numpy"),

@@ -23,7 +23,7 @@ from vlaopt.progress import Progress
 from vlaopt.quantization import calibrators
 from vlaopt.quantization.collect import channel_maxima, channel_means, collect
 from vlaopt.quantization.fit import REPORT, CalibrationReport, TensorFit, fits_of
-from vlaopt.quantization.halves import probed_tensors, settled_halves, wanted_halves, with_halves
+from vlaopt.quantization.halves import HALVES, probed_tensors, settled_halves, wanted_halves, with_halves
 from vlaopt.quantization.mixed import backends_for, mix, on_fastest, space_of
 from vlaopt.quantization.plan import (
     ComponentPlan,
@@ -112,8 +112,9 @@ def planned(recipe: Recipe, source: Artifact, scheme: PlanScheme, rules: Rules, 
             graphs[name] = encode(model, name, given.data)
             task.advance()
     models = {name: structure(decode(graph)) for name, graph in graphs.items()}
-    nodes = plan_nodes(models, scheme=base, rules=rules)
-    halves = {name: wanted_halves(name, model, base, rules) for name, model in models.items()}
+    floating: NodeScheme = base if base in HALVES else recipe.quantize.floats
+    nodes = plan_nodes(models, scheme=base, rules=rules, floats=floating)
+    halves = {name: wanted_halves(name, model, floating, rules) for name, model in models.items()}
     calibration = _calibration(recipe, source) if _needs_data(nodes) or _needs_data(halves) else None
     floats = {name: _settled(graphs[name], name, halves[name], calibration, progress) for name in order}
     nodes = {name: with_halves(nodes[name], floats[name]) for name in order}

@@ -23,7 +23,7 @@ from vlaopt.artifact.policy_spec import (
 )
 from vlaopt.runtime.diffusion import timesteps
 from vlaopt.runtime.golden import ACTIONS, INPUTS
-from vlaopt.triton.models import DATATYPES, Model, Pipeline, dims
+from vlaopt.triton.models import DATATYPES, Model, Pipeline, computing_in, dims
 
 _ENDS = {"min-max": ("min", "max"), "quantiles": ("q01", "q99"), "quantiles-10": ("q10", "q90")}
 
@@ -73,7 +73,7 @@ def _serving(engine: EngineEntry, models: Mapping[str, Model]) -> list[str]:
         parts.append(f"{built}; Triton's {server.backend} backend should be of the same or a newer version.")
         if engine.backend == "onnxruntime":
             parts.append("The graphs are optimised for the class of CPU that made them; serve them on such a one.")
-    if server.backend == "openvino" and engine.settings.get("precision", "fp32") == "fp32":
+    if server.backend == "openvino" and "fp32" in computing_in(engine):
         parts.append(
             "Triton's OpenVINO backend cannot be told to compute in FP32: on a CPU with BF16 it takes BF16 for what is "
             "not quantized. Compare with the golden actions there."

@@ -88,7 +88,7 @@ def models_of(policy: str, spec: PolicySpec, engine: EngineEntry) -> dict[str, M
             f"Triton has no backend for engines of {engine.backend}",
             hint=f"export an artifact built for one of: {', '.join(SERVERS)}",
         )
-    if engine.backend == "openvino" and engine.settings.get("precision") == "fp16":
+    if engine.backend == "openvino" and "fp16" in computing_in(engine):
         raise InputError("Triton's OpenVINO backend cannot be told to compute in FP16", hint="build for onnxruntime")
     server = SERVERS[engine.backend]
     models: dict[str, Model] = {}
@@ -155,3 +155,8 @@ def _check_tensor(component: str, tensor: TensorSpec) -> None:
             f"{component}: {tensor.name!r} is a single number without a dimension, which Triton does not take",
             hint="give it the shape [1] where the policy is exported",
         )
+
+
+def computing_in(engine: EngineEntry) -> set[str]:
+    """What components of an OpenVINO engine compute in where they are not quantized."""
+    return {component.facts.get("computes_in", "fp32") for component in engine.components.values()}

@@ -126,4 +126,5 @@ def _parameters(model: Model, engine: EngineEntry) -> dict[str, str]:
     if model.server.backend == "onnxruntime":
         return {"intra_op_thread_count": threads} if engine.threads else {}
     found = {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if engine.threads else {})
-    return found | ({"HINT_BF16": "YES"} if engine.settings.get("precision") == "bf16" else {})
+    computes_in = engine.components[model.component].facts.get("computes_in")
+    return found | ({"HINT_BF16": "YES"} if computes_in == "bf16" else {})

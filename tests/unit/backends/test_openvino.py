@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import openvino
 import pytest
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
-from vlaopt.artifact.graph import Graph, Node
+from vlaopt.artifact.graph import MARK, Graph, Node
 from vlaopt.backends import EngineOptions
-from vlaopt.backends.openvino import BACKEND, BIN, XML, Layer, _reason, in_codes
+from vlaopt.backends.openvino import BACKEND
+from vlaopt.backends.openvino.ir import BIN, XML, reason
+from vlaopt.backends.openvino.layers import Layer, in_codes
 from vlaopt.benchmark.environment import cpu_features
 from vlaopt.errors import EnvironmentProblem, InputError
 
@@ -27,22 +29,44 @@ def test_quantized_layers_are_counted_as_int8(graphs):
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU does not calculate in bf16")
-def test_bf16_is_taken_when_asked_for(graphs):
-    precisions = BACKEND.build(
-        Graph(graphs["conv"]), EngineOptions(threads=1, settings={"precision": "bf16"})
-    ).precisions
-    assert precisions["bf16"] >= 1
+def test_marked_nodes_compute_in_bf16_and_the_others_in_fp32(graphs):
+    engine = BACKEND.build(marked(graphs["conv"], "bf16", every=2), ONE_THREAD)
+    nodes = marked(graphs["conv"], "bf16", every=2).nodes()
+    wanted = {node.name: node.computes_in or "fp32" for node in nodes}
+    assert {*engine.layers.values()} == {"bf16", "fp32"}
+    assert engine.layers == {name: wanted[name] for name in engine.layers}
+    assert engine.facts == {"computes_in": "bf16"}
+    again = BACKEND.open(engine.files, ONE_THREAD)
+    feeds = {port.name: np.ones(port.shape, port.dtype) for port in again.inputs}
+    exact = BACKEND.open(BACKEND.build(Graph(graphs["conv"]), ONE_THREAD).files, ONE_THREAD).run(feeds)
+    assert all(0 < np.abs(value - exact[name]).max() < 0.1 for name, value in again.run(feeds).items())
+
+
+def marked(model: bytes, half: str, *, every: int = 1) -> Graph:
+    """The graph with a mark on each `every`th of its convolutions and products."""
+    changed = ModelProto.FromString(model)
+    layers = [node for node in changed.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    for node in layers[::every]:
+        node.metadata_props.add(key=MARK, value=half)
+    return Graph(changed.SerializeToString())
+
+
+def test_two_halves_in_one_graph_are_refused(graphs):
+    changed = ModelProto.FromString(marked(graphs["conv"], "bf16", every=2).model)
+    changed.graph.node[-1].metadata_props.add(key=MARK, value="fp16")
+    with pytest.raises(InputError, match="one type beside FP32, and nodes are marked for bf16 and fp16"):
+        BACKEND.build(Graph(changed.SerializeToString()), ONE_THREAD)
 
 
 def test_a_precision_that_the_cpu_lacks_is_an_error_not_a_fallback(graphs, monkeypatch):
     monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: ["FP32", "INT8"])
     with pytest.raises(EnvironmentProblem, match="this CPU does not calculate in bf16"):
+        BACKEND.build(marked(graphs["conv"], "bf16"), ONE_THREAD)
+
+
+def test_there_are_no_settings(graphs):
+    with pytest.raises(InputError, match="unknown openvino setting 'precision'"):
         BACKEND.build(Graph(graphs["conv"]), EngineOptions(settings={"precision": "bf16"}))
-
-
-def test_an_unknown_precision_is_refused(graphs):
-    with pytest.raises(InputError, match="cannot calculate in 'int3'"):
-        BACKEND.build(Graph(graphs["conv"]), EngineOptions(settings={"precision": "int3"}))
 
 
 def test_weights_are_not_compressed(graphs):
@@ -179,7 +203,7 @@ def int8_attention() -> bytes:
     ],
 )
 def test_a_message_is_told_on_one_line_with_the_node_when_it_has_one(raised, told):
-    assert _reason(RuntimeError(raised)) == told
+    assert reason(RuntimeError(raised)) == told
 
 
 def test_a_model_that_snippets_fails_on_is_compiled_without(graphs, monkeypatch):

@@ -429,10 +429,15 @@ def test_the_shipped_recipes_are_sound() -> None:
     targets = {"cpu", "x86-rtx", "x86-gpu", "jetson-orin", "jetson-thor"}
     in_fp8 = {(name, "x86-gpu-fp8") for name in ("act", "edge-vla", "smolvla")}
     policies = ("act", "diffusion", "edge-vla", "smolvla")
-    others = {"cpu-mixed": "cpu-x86", "x86-rtx-fp16": "x86-rtx", "jetson-thor-nvfp4": "jetson-thor"}
+    others = {
+        "cpu-bf16": "cpu-x86-bf16",
+        "cpu-mixed": "cpu-x86",
+        "x86-rtx-fp16": "x86-rtx",
+        "jetson-thor-nvfp4": "jetson-thor",
+    }
     wanted = {(name, to) for name in policies for to in targets} | in_fp8
     wanted |= {("edge-vla", name) for name in ("cpu-mixed", "x86-rtx-fp16", "x86-rtx-fp8")}
-    wanted |= {("smolvla", "jetson-thor-nvfp4")}
+    wanted |= {("smolvla", "jetson-thor-nvfp4"), *((name, "cpu-bf16") for name in ("act", "edge-vla", "smolvla"))}
     assert {(path.parent.name, path.stem) for path in found} == wanted
     for path in found:
         recipe = load_recipe(path, check_paths=False)

@@ -94,9 +94,9 @@ def test_what_clients_need_lies_beside_the_models(finished: Artifact, tmp_path: 
 
 
 def engine_of(backend: str, files: Mapping[str, tuple[str, ...]], **fields: Any) -> EngineEntry:
-    needs = fields.pop("needs", {})
+    about = {"needs": fields.pop("needs", {}), "facts": fields.pop("facts", {})}
     components = {
-        name: EngineComponent(variant="plain", reason="a test", files=paths, precisions={}, needs=needs)
+        name: EngineComponent(variant="plain", reason="a test", files=paths, precisions={}, **about)
         for name, paths in files.items()
     }
     known = {"machine": "there", "backend_version": "10.3.0", "threads": 2, "settings": {}, **fields}
@@ -137,7 +137,7 @@ def test_a_version_compatible_plan_needs_its_option(built_by: Callable[..., Arti
 
 
 def test_openvino_gets_its_two_files_and_its_threads(built_by: Callable[..., Artifact], tmp_path: Path) -> None:
-    artifact = built_by("openvino", "model.xml", "model.bin", settings={"precision": "bf16"})
+    artifact = built_by("openvino", "model.xml", "model.bin", facts={"computes_in": "bf16"})
     repository = triton.export(artifact, tmp_path / "served")
     config = config_of(repository, "tiny_arm")
     assert {key: value.string_value for key, value in config.parameters.items()} == {
@@ -163,7 +163,7 @@ def test_what_triton_cannot_run_is_refused(built_by: Callable[..., Artifact], tm
 
 
 def test_openvino_in_fp16_is_refused(built_by: Callable[..., Artifact], tmp_path: Path) -> None:
-    artifact = built_by("openvino", "model.xml", "model.bin", settings={"precision": "fp16"})
+    artifact = built_by("openvino", "model.xml", "model.bin", facts={"computes_in": "fp16"})
     with pytest.raises(InputError, match="cannot be told to compute in FP16"):
         triton.export(artifact, tmp_path / "served")
 

@@ -5,58 +5,28 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from vlaopt.artifact.graph import Graph, Node
-from vlaopt.backends import (
-    Engine,
-    EngineOptions,
-    Placement,
-    Port,
-    Resident,
-    Session,
-    Value,
-    check_feeds,
-    graph_on_disk,
-    scratch_folder,
-)
+from vlaopt.artifact.graph import Graph
+from vlaopt.backends import Engine, EngineOptions, Placement, Port, Resident, Session, Value, check_feeds
 from vlaopt.backends.audit import by_node
 from vlaopt.backends.kept import LARGEST, keep, recall
+from vlaopt.backends.openvino.ir import BIN, XML, computes_in, convert, reason
+from vlaopt.backends.openvino.layers import fused_products, in_codes, layers_of
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.hashing import digest_bytes, digest_json
 from vlaopt.optional import installed_version, require
 
-XML, BIN = "model.xml", "model.bin"
-SETTINGS = {"precision": "fp32"}
-
 _DEVICE = "CPU"
 # vlaopt's word: OpenVINO's hint, and the capability without which OpenVINO would quietly calculate in FP32.
 _HINTS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
-_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _MATRIX_LAYER = re.compile(r"Convolution|Deconvolution|FullyConnected|MatMul|RNN|Attention|Attn|MHA|MLP|QKV")
 _CONSTANT_KINDS = ("Const", "Input", "Output")
-_LAYER_FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
-_CODES = ("i8", "u8")
-_MOVES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-"""Operators that leave values as they are."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of an execution graph: OpenVINO's kind, vlaopt's precision, the graph's nodes it was made from.
-
-    `takes` are OpenVINO's precisions of what comes in, constants too.
-    """
-
-    kind: str
-    precision: str
-    origins: tuple[str, ...]
-    takes: tuple[str, ...] = ()
 
 
 class OpenVinoSession:
@@ -91,7 +61,7 @@ class OpenVinoSession:
         try:
             self._infer(feeds)
         except RuntimeError as error:
-            raise StageError(f"OpenVINO failed while it ran: {_reason(error)}") from error
+            raise StageError(f"OpenVINO failed while it ran: {reason(error)}") from error
         views = {port.name: self._request.get_output_tensor(i).data for i, port in enumerate(self._outputs)}
         return {
             name: Resident(BACKEND.name, view.dtype.name, view.shape, view) if name in resident else view.copy()
@@ -118,13 +88,13 @@ class OpenVinoSession:
 class OpenVinoBackend:
     """Builds and opens components with OpenVINO's CPU plugin.
 
-    `settings.precision` (fp32, bf16, fp16) is what layers that are not quantized calculate in. It is always passed
-    on: left alone, OpenVINO takes bf16 on a CPU that has it, and an FP32 component would not be one.
+    Layers that are not quantized compute in FP32, but for nodes that the graph marks for bf16 or fp16. OpenVINO is
+    always told: left alone, it takes bf16 on a CPU that has it, and an FP32 component would not be one.
     """
 
     name = "openvino"
     placement: Placement = "openvino"
-    settings: Mapping[str, Any] = SETTINGS
+    settings: Mapping[str, Any] = MappingProxyType({})
     native = False
     timed = True
 
@@ -151,17 +121,16 @@ class OpenVinoBackend:
         that it fused into an attention kernel: they are int8 where `in_codes` finds it so, else unknown. Raises
         StageError with OpenVINO's reason.
         """
-        config = _config(options)
-        files = _convert(graph)
-        model, compiled = _compile(files, config)
-        layers = _layers(compiled)
+        files = convert(graph)
+        model, compiled = _compile(files, _config(files, options))
+        layers = layers_of(compiled)
         precisions = Counter(layer.precision for layer in layers if _MATRIX_LAYER.search(layer.kind))
         others = Counter(
             layer.kind for layer in layers if not _MATRIX_LAYER.search(layer.kind) and layer.kind not in _CONSTANT_KINDS
         )
         notes = ["other layers: " + (", ".join(f"{n} {kind}" for kind, n in sorted(others.items())) or "none")]
         kernels = [(layer.origins, layer.precision) for layer in layers if _MATRIX_LAYER.search(layer.kind)]
-        if fused := _fused_products(model, layers):
+        if fused := fused_products(model, layers):
             proven = in_codes(graph.nodes(), layers)
             precisions.update({"int8": len(proven)} if proven else {})
             kernels += [((name,), "int8") for name in proven]
@@ -169,7 +138,13 @@ class OpenVinoBackend:
                 f"{fused} matrix products fused into Subgraph layers: {len(proven)} of them multiply 8-bit codes, the "
                 "precision of the others is not told"
             )
-        return Engine(files, dict(sorted(precisions.items())), tuple(notes), by_node(graph.nodes(), kernels))
+        return Engine(
+            files,
+            dict(sorted(precisions.items())),
+            tuple(notes),
+            by_node(graph.nodes(), kernels),
+            facts={"computes_in": computes_in(files[XML])},
+        )
 
     def open(self, files: Mapping[str, bytes], options: EngineOptions) -> Session:
         """A session from the IR's bytes; no file touched but in `options.cache`.
@@ -178,7 +153,7 @@ class OpenVinoBackend:
         """
         if set(files) != {XML, BIN}:
             raise InputError(f"an openvino engine is {XML} and {BIN}, not {', '.join(sorted(files)) or 'none'}")
-        config = _config(options)
+        config = _config(files, options)
         cache = options.cache if sum(map(len, files.values())) <= LARGEST else None
         key = _key(files, config) if cache else ""
         if cache and (kept := _recalled(cache, key, config)):
@@ -195,20 +170,16 @@ class OpenVinoBackend:
 BACKEND = OpenVinoBackend()
 
 
-def _config(options: EngineOptions) -> dict[str, Any]:
-    """OpenVINO's properties for `options`. Raises EnvironmentProblem when this CPU lacks the precision asked for."""
-    unknown = sorted(set(options.settings) - set(SETTINGS))
-    if unknown:
-        raise InputError(f"unknown openvino setting {unknown[0]!r}", hint=f"settings: {', '.join(SETTINGS)}")
-    precision = {**SETTINGS, **options.settings}["precision"]
-    if precision not in _HINTS:
-        raise InputError(f"openvino cannot calculate in {precision!r}", hint=f"precision: {', '.join(_HINTS)}")
+def _config(files: Mapping[str, bytes], options: EngineOptions) -> dict[str, Any]:
+    """OpenVINO's properties for an IR. Raises EnvironmentProblem when this CPU lacks the precision that it says."""
+    if options.settings:
+        raise InputError(f"unknown openvino setting {min(options.settings)!r}", hint="openvino has no settings")
     if options.threads < 0:
         raise InputError(f"threads cannot be negative: {options.threads}")
+    precision = computes_in(files[XML])
     hint, capability = _HINTS[precision]
-    capabilities = require("openvino", "cpu").Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
-    if capability not in capabilities:
-        raise EnvironmentProblem(f"this CPU does not calculate in {precision}", hint="take precision fp32")
+    if capability not in require("openvino", "cpu").Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"):
+        raise EnvironmentProblem(f"this CPU does not calculate in {precision}", hint="take fp32 (quantize.floats)")
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": hint,
@@ -216,30 +187,6 @@ def _config(options: EngineOptions) -> dict[str, Any]:
         # Otherwise activations before compressed weights are quantized although the graph does not say so.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
-
-
-def _convert(graph: Graph) -> dict[str, bytes]:
-    ov = require("openvino", "cpu")
-    with scratch_folder() as folder, graph_on_disk(graph) as source:
-        try:
-            model = ov.Core().read_model(source)
-        except RuntimeError as error:
-            raise StageError(f"OpenVINO refuses the graph: {_reason(error)}") from error
-        _number_unnamed(model)
-        try:
-            ov.save_model(model, folder / XML, compress_to_fp16=False)
-        except RuntimeError as error:
-            raise StageError(f"OpenVINO cannot write the IR: {_reason(error)}") from error
-        return {XML: (folder / XML).read_bytes(), BIN: (folder / BIN).read_bytes()}
-
-
-def _number_unnamed(model: Any) -> None:
-    """Rename what OpenVINO named after a counter of the whole process, so that equal graphs give equal bytes."""
-    for index, operation in enumerate(model.get_ordered_ops()):
-        kind = operation.get_type_name()
-        unnamed = re.fullmatch(re.escape(kind) + r"_\d+", operation.get_friendly_name())
-        if unnamed and not any(output.get_names() for output in operation.outputs()):
-            operation.set_friendly_name(f"{kind}_unnamed_{index}")
 
 
 def _compile(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -258,7 +205,7 @@ def _compile(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tuple[Any
                 raise
             return model, core.compile_model(model, _DEVICE, {**config, "SNIPPETS_MODE": "DISABLE"})
     except RuntimeError as error:
-        raise StageError(f"OpenVINO cannot compile the IR: {_reason(error)}") from error
+        raise StageError(f"OpenVINO cannot compile the IR: {reason(error)}") from error
 
 
 def _key(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str:
@@ -281,51 +228,6 @@ def _recalled(cache: Path, key: str, config: Mapping[str, Any]) -> Any:
         return None
 
 
-def in_codes(nodes: Sequence[Node], layers: Sequence[Layer]) -> list[str]:
-    """The products fused into Subgraph layers that multiply 8-bit codes, by name.
-
-    One does when each side was quantized, inside the layer or in front of it; as many 8-bit tensors come in as that
-    takes; and nothing in the layer stems from the node that would make numbers of the codes again: OpenVINO has then
-    put it behind the product.
-    """
-    made = {output: node for node in nodes for output in node.outputs if output}
-    named = {**made, **{node.name: node for node in nodes}}
-    found: list[str] = []
-    for layer in layers:
-        inside = {named[name].name: named[name] for name in layer.origins if name in named}
-        taken = sum(precision in _CODES for precision in layer.takes)
-        for product in inside.values() if layer.kind == "Subgraph" else ():
-            sides = [_dequantizer(name, made) for name in product.inputs[:2]] if product.operator == "MatMul" else []
-            quantizers = [made.get(side.inputs[0]) for side in sides if side and side.name not in inside]
-            outside = [node for node in quantizers if node and node.name not in inside]
-            if len(quantizers) == 2 and len(outside) <= taken:
-                found.append(product.name)
-    return found
-
-
-def _dequantizer(tensor: str, made: Mapping[str, Node]) -> Node | None:
-    """The DequantizeLinear that a tensor comes from unchanged, or None."""
-    node = made.get(tensor)
-    while node and node.operator in _MOVES:
-        node = made.get(node.inputs[0])
-    return node if node and node.operator == "DequantizeLinear" else None
-
-
-def _layers(compiled: Any) -> list[Layer]:
-    found = []
-    for node in compiled.get_runtime_model().get_ops():
-        facts = {key: str(value.astype(str)) for key, value in node.get_rt_info().items() if key in _LAYER_FACTS}
-        kind, precision, origins = (facts[key] for key in _LAYER_FACTS)
-        takes = tuple(value.get_element_type().get_type_name() for value in node.input_values())
-        found.append(Layer(kind, _PRECISIONS.get(precision, precision), tuple(origins.split(",")), takes))
-    return found
-
-
-def _fused_products(model: Any, layers: Sequence[Layer]) -> int:
-    products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
-    return sum(len(products.intersection(layer.origins)) for layer in layers if layer.kind == "Subgraph")
-
-
 def _port(port: Any, name: str) -> Port:
     kind = port.get_element_type()
     try:
@@ -334,17 +236,3 @@ def _port(port: Any, name: str) -> Port:
         raise StageError(f"{name!r} is {kind.get_type_name()}, which numpy cannot hold") from error
     shape = tuple(-1 if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
     return Port(name if name in port.get_names() else port.get_any_name(), dtype, shape)
-
-
-def _reason(error: Exception) -> str:
-    """OpenVINO's message on one line: what it says, or, when it says nothing, the check that failed."""
-    checks, rest = [], []
-    for line in filter(None, (line.strip() for line in str(error).splitlines())):
-        if failed := re.match(r"Check '(.+)' failed at \S+?:\d+:?\s*(.*)", line):
-            checks.append(f"check '{failed[1]}' failed")
-            line = failed[2]
-        if line and not re.match(r"Exception from \S+:\d+:|FrontEnd API failed with \w+:|Summary:", line):
-            rest.append(re.sub(r"^-- ", "", line).split(" To facilitate ")[0])
-    kept = [line for line in rest if not line.startswith("To facilitate the conversion")]
-    named = [line for line in kept if re.search(r"[Nn]ode|[Ll]ayer|operation", line)]
-    return "; ".join(dict.fromkeys(named or kept or checks)) or "it gives no reason"

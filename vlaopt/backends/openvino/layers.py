@@ -1,0 +1,75 @@
+"""What OpenVINO made of a graph, layer by layer, as its execution graph tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlaopt.artifact.graph import Node
+
+_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+_FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
+_CODES = ("i8", "u8")
+_MOVES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators that leave values as they are."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an execution graph: OpenVINO's kind, vlaopt's precision, the graph's nodes it was made from.
+
+    `takes` are OpenVINO's precisions of what comes in, constants too.
+    """
+
+    kind: str
+    precision: str
+    origins: tuple[str, ...]
+    takes: tuple[str, ...] = ()
+
+
+def layers_of(compiled: Any) -> list[Layer]:
+    """The layers of a compiled model, in its order."""
+    found = []
+    for node in compiled.get_runtime_model().get_ops():
+        facts = {key: str(value.astype(str)) for key, value in node.get_rt_info().items() if key in _FACTS}
+        kind, precision, origins = (facts[key] for key in _FACTS)
+        takes = tuple(value.get_element_type().get_type_name() for value in node.input_values())
+        found.append(Layer(kind, _PRECISIONS.get(precision, precision), tuple(origins.split(",")), takes))
+    return found
+
+
+def fused_products(model: Any, layers: Sequence[Layer]) -> int:
+    """How many matrix products of a model lie in layers of fused operators."""
+    products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
+    return sum(len(products.intersection(layer.origins)) for layer in layers if layer.kind == "Subgraph")
+
+
+def in_codes(nodes: Sequence[Node], layers: Sequence[Layer]) -> list[str]:
+    """The products fused into Subgraph layers that multiply 8-bit codes, by name.
+
+    One does when each side was quantized, inside the layer or in front of it; as many 8-bit tensors come in as that
+    takes; and nothing in the layer stems from the node that would make numbers of the codes again: OpenVINO has then
+    put it behind the product.
+    """
+    made = {output: node for node in nodes for output in node.outputs if output}
+    named = {**made, **{node.name: node for node in nodes}}
+    found: list[str] = []
+    for layer in layers:
+        inside = {named[name].name: named[name] for name in layer.origins if name in named}
+        taken = sum(precision in _CODES for precision in layer.takes)
+        for product in inside.values() if layer.kind == "Subgraph" else ():
+            sides = [_dequantizer(name, made) for name in product.inputs[:2]] if product.operator == "MatMul" else []
+            quantizers = [made.get(side.inputs[0]) for side in sides if side and side.name not in inside]
+            outside = [node for node in quantizers if node and node.name not in inside]
+            if len(quantizers) == 2 and len(outside) <= taken:
+                found.append(product.name)
+    return found
+
+
+def _dequantizer(tensor: str, made: Mapping[str, Node]) -> Node | None:
+    """The DequantizeLinear that a tensor comes from unchanged, or None."""
+    node = made.get(tensor)
+    while node and node.operator in _MOVES:
+        node = made.get(node.inputs[0])
+    return node if node and node.operator == "DequantizeLinear" else None
