@@ -19,7 +19,7 @@ NOT_FOR_HELP = (*HEAVY, "numpy", "yaml", "safetensors", "vlaopt.recipe", "vlaopt
 ROBOT_LACKS = ("torch", "onnx", "onnxscript", "onnxsim", "torch_pruning", "metaworld", "mujoco", "PIL")
 
 ROBOT_ROOMS = (
-    *("errors", "hashing", "files", "optional", "progress", "tensors", "target", "chain", "summary"),
+    *("errors", "hashing", "files", "optional", "progress", "tensors", "target", "chain", "summary", "report"),
     *("recipe", "artifact", "calibration", "runtime", "backends", "benchmark", "machine", "doctor", "cli", "triton"),
 )
 """Rooms of which every module must import without torch and onnx."""

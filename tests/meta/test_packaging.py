@@ -26,6 +26,7 @@ OTHER_NAMES = {
     "mujoco": "metaworld",
     "gymnasium": "metaworld",
     "google": "onnx",
+    "markupsafe": "jinja2",
     "pydantic_core": "pydantic",
 }
 """Modules whose distribution has another name, or that come with another one."""
@@ -112,6 +113,8 @@ def test_the_wheel_holds_the_targets_and_nothing_but_the_package(tmp_path: Path)
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vlaopt").rglob("*.py")}
     targets = {f"vlaopt/_targets/{path.name}" for path in (ROOT / "recipes/targets").glob("*.yaml")}
     assert targets and targets <= inside
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vlaopt/report/templates").iterdir()}
     assert modules <= inside
+    assert templates and templates <= inside
     assert "vlaopt = vlaopt.cli:main" in entry_points
     assert {name.partition("/")[0] for name in inside} == {"vlaopt", f"vlaopt-{vlaopt.__version__}.dist-info"}
