@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,44 @@ def test_it_is_svg_with_text_and_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert root.tag.endswith("svg")
     assert {"latency < error & size", "seen"} <= {text.strip() for text in root.itertext()}
     assert b"<image" not in data and b'href="http' not in data
+
+
+def inline(name: str = "spread") -> str:
+    def paint(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.plot([1, 2, 4], [1, 10, 100], marker="o", label="a < b")
+        axes.legend()
+
+    return plots.inline(name, "Spread & more", "Three points.", paint)
+
+
+def test_a_plot_in_a_page_has_its_name_in_every_id() -> None:
+    pytest.importorskip("matplotlib")
+    root = ET.fromstring(inline())
+    ids = [node.attrib["id"] for node in root.iter() if "id" in node.attrib]
+    assert len(ids) == len(set(ids)) > 2
+    assert all(found.startswith("spread-") for found in ids)
+    assert inline("other") == inline().replace("spread-", "other-")
+
+
+def test_a_plot_in_a_page_is_told_and_takes_the_pages_colour() -> None:
+    pytest.importorskip("matplotlib")
+    svg = inline()
+    root = ET.fromstring(svg)
+    assert [root[0].text, root[1].text] == ["Spread & more", "Three points."]
+    assert "a < b" in {node.text for node in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert "fill: currentColor" in svg and plots.INK not in svg
+    assert "<style" not in svg and "<?xml" not in svg and "DOCTYPE" not in svg
+
+
+def test_equal_plots_in_a_page_are_equal_text() -> None:
+    pytest.importorskip("matplotlib")
+    assert inline() == inline()
+
+
+def test_names_with_dollar_signs_are_no_formula(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert "a$b$c" in draw(tmp_path / "a.svg", "a$b$c").decode()
 
 
 def test_the_users_own_style_stays_outside(tmp_path: Path) -> None:

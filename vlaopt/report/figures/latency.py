@@ -76,21 +76,21 @@ def _percentiles(axes: Axes, distribution: Distribution, deadline: float, colour
         row = place - beside
         if one.value is None or one.low is None or one.high is None:
             if beside > 0:
-                _label(axes, free, row, "too few samples", colour)
+                _label(axes, free, row, "too few samples")
             continue
         axes.plot([one.low, one.high], [row, row], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
         axes.plot([one.value], [row], "o", color=colour, markersize=4)
         if beside > 0:
-            _label(axes, one.high, row, number(one.value), colour)
+            _label(axes, one.high, row, number(one.value))
     axes.plot([distribution.max], [len(rows) - beside], "|", color=colour, markersize=8, markeredgewidth=2)
     if beside > 0:
-        _label(axes, distribution.max, len(rows) - beside, number(distribution.max), colour)
+        _label(axes, distribution.max, len(rows) - beside, number(distribution.max))
     axes.set_yticks(range(len(rows) + 1), [*rows, "max"])
     axes.set_ylim(len(rows) + 0.5, -0.6)
     axes.tick_params(axis="y", length=0)
 
 
-def _label(axes: Axes, x: float, row: float, words: str, colour: str) -> None:
+def _label(axes: Axes, x: float, row: float, words: str) -> None:
     side = -1 if share_of_width(axes, x) > 0.85 else 1
     axes.annotate(
         words,
@@ -100,5 +100,4 @@ def _label(axes: Axes, x: float, row: float, words: str, colour: str) -> None:
         ha="left" if side > 0 else "right",
         va="center",
         fontsize=SMALL,
-        color=colour,
     ).set_in_layout(False)

@@ -127,8 +127,7 @@ def _told_above(axes: Axes, record: BenchRecord) -> None:
     paced = record.paced
     dropped = f", {len(paced.dropped)} never started ▾" if paced.dropped else ""
     axes.set_title(f"deadline {paced.deadline_ms:.4g} ms", fontsize=SMALL)
-    missed = f"{paced.misses} of {paced.ticks} missed{dropped}"
-    axes.set_title(missed, loc="right", fontsize=SMALL, color=MISSED if paced.misses else INK)
+    axes.set_title(f"{paced.misses} of {paced.ticks} missed{dropped}", loc="right", fontsize=SMALL)
 
 
 def _machine(axes: Axes, seconds: Sequence[float], series: dict[str, Sequence[float | None]], unit: str) -> None:

@@ -7,7 +7,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.report.figures import made
+from vlaopt.benchmark import record as bench
 from vlaopt.errors import EnvironmentProblem
-from vlaopt.report.facts import Layer
+from vlaopt.quantization.plan import NodeScheme
+from vlaopt.report.facts import Example, Layer
 from vlaopt.report.figures import draw, latency, precision, timeline
-from vlaopt.report.figures.marks import SMALL
+from vlaopt.report.figures.marks import SMALL, precision_colours
 
 pytest.importorskip("matplotlib")
 
@@ -207,6 +209,29 @@ def test_layers_are_told_by_the_modules_they_are_of() -> None:
     ]
     svg = precision.drawn(made.facts(components=(component,)))["precision"]
     assert {"act", "40 fp32", "encoder.layers", "decoder.layers"} <= set(texts(svg))
+
+
+def test_every_precision_has_a_colour_of_its_own() -> None:
+    names = get_args(NodeScheme)
+    assert len(set(precision_colours(names).values())) == len(names)
+    assert precision_colours(("int8", "new"))["int8"] == precision_colours(names)["int8"]
+
+
+def test_many_series_of_a_machine_are_one_band() -> None:
+    seconds = np.arange(0, 300, 0.5).tolist()
+    clocks: dict[str, tuple[float | None, ...]] = {
+        f"clock_mhz.cpu{core}": (1500.0,) * 599 + (float(core),) for core in range(12)
+    }
+    told = bench.Timeline(period_s=0.5, seconds=tuple(seconds), series=clocks)
+    svg = timeline.drawn(made.facts(record=made.record([3.0] * 15_000, timeline=told)))["timeline"]
+    assert "12, cpu0 to cpu9" in texts(svg)
+    assert len(svg) < 40_000
+
+
+def test_a_rounding_error_does_not_look_like_a_movement() -> None:
+    flat = np.ones((made.CHUNK, 1))
+    svgs = draw(made.facts(1, record=None, examples=(Example(0, 1e-7, flat + 1e-7, flat),)))
+    assert {"0.8", "1.0", "1.2"} <= set(texts(svgs["trajectories-0"]))
 
 
 def test_a_machine_that_told_nothing_has_no_rows_below() -> None:
