@@ -166,11 +166,9 @@ def _launched(
         f"of its {planned.calls} calls, back-to-back, after {planned.warmup + 1}"
     ]
     recorded = _with_records(sides, artifacts) if backend is None else None
-    return (
-        (sides, told)
-        if recorded is None
-        else (recorded, [*told, "paced figures and energy: as `vlaopt bench` measured"])
-    )
+    if recorded is None:
+        return sides, told
+    return recorded, [*told, "paced figures and energy: as `vlaopt bench` measured them before"]
 
 
 def _with_records(sides: Sequence[Side], artifacts: Sequence[Artifact]) -> list[Side] | None:
