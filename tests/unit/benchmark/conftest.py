@@ -79,6 +79,11 @@ class FakeSampler(Sampler):
         self.clock = clock
         self.state = state
         self.missing = {"energy_j": "no RAPL counters"}
+        self.reader: int | None = None
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        return () if self.reader is None else (self.reader,)
 
     def read(self) -> None:
         now_ns = self.clock.now_ns()

@@ -260,12 +260,20 @@ def test_a_reader_that_fails_leaves_the_latencies_and_says_so(bench: Bench, poli
     assert record.energy.reason == "not available: it was killed"
 
 
-def test_the_load_works_from_before_the_warm_up_to_the_end_and_is_nobody_elses(
-    bench: Bench, policy: Policy, tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def test_the_load_works_from_before_the_warm_up_to_the_end_and_is_nobody_elses_nor_is_the_reader(
+    bench: Bench, policy: Policy, sampler: Any, tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sampler.reader = 79
     stat = "{} (python) R 1 1 1 0 -1 0 0 0 0 0 {} 0 0 0 20 0\n"
     begin = {"proc/stat": "cpu  0 0 0 0 0 0 0 0 0 0\n", "proc/self/stat": stat.format(42, 0)}
-    tree({**begin, "proc/77/stat": stat.format(77, 0), "proc/78/stat": stat.format(78, 0)})
+    tree(
+        {
+            **begin,
+            "proc/77/stat": stat.format(77, 0),
+            "proc/78/stat": stat.format(78, 0),
+            "proc/79/stat": stat.format(79, 0),
+        }
+    )
     steady = policy(lambda n: 10.0)
     noted: list[tuple[str, int]] = []
 
@@ -277,9 +285,10 @@ def test_the_load_works_from_before_the_warm_up_to_the_end_and_is_nobody_elses(
 
     def loaded(observation: Any) -> np.ndarray:
         if steady.count == 500:
-            # of 10 000 jiffies: 4000 + 4000 of the load, 500 of this process, 300 of others
+            # of 10 000 jiffies: 3000 + 3000 of the load, 2000 of the reader, 500 of this process, 300 of others
             tree({"proc/stat": "cpu  8800 0 0 1200 0 0 0 0 0 0\n", "proc/self/stat": stat.format(42, 500)})
-            tree({"proc/77/stat": stat.format(77, 4000), "proc/78/stat": stat.format(78, 4000)})
+            tree({f"proc/{process}/stat": stat.format(process, 3000) for process in (77, 78)})
+            tree({"proc/79/stat": stat.format(79, 2000)})
         actions: np.ndarray = steady(observation)
         return actions
 
