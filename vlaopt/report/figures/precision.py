@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CELLS = 24
 """Layers in a line."""
-ROWS = 12
+ROWS = 20
 """Groups of a component at most: then coarser ones."""
 
 _LABELS, _CELL, _LINE, _HEAD = 118.0, 9.6, 11.5, 24.0
@@ -100,7 +100,7 @@ def _paint(
         axes.text(_LABELS, y + 0.6 * _HEAD, words, fontsize=SMALL)
         y += _HEAD
         for label, layers in found:
-            axes.text(2, y + 0.55 * _CELL, _shortened(label), fontsize=SMALL, va="center")
+            axes.text(2, y + 0.55 * _CELL, _shortened(label or "in no module"), fontsize=SMALL, va="center")
             _cells(axes, layers, y, colours)
             y += _LINE * _lines(layers)
 

@@ -32,7 +32,7 @@ def drawn(facts: Facts) -> dict[str, str]:
             f"Actions of the optimised policy and of the reference over {len(example.actions)} steps of a chunk, joint "
             f"by joint; their mean error is {number(example.error)} standard deviations."
         )
-        columns = 2 if facts.spec.action_dim <= 4 else 3
+        columns = min(facts.spec.action_dim, 2 if facts.spec.action_dim <= 4 else 3)
         height = 0.5 + ROW * -(-facts.spec.action_dim // columns)
         paint = partial(_paint, facts, example, columns)
         title = f"Golden sample {example.sample}"
