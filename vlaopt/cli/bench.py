@@ -85,7 +85,7 @@ def bench(
     from vlaopt.artifact.store import Store
     from vlaopt.benchmark.assertions import evaluate, metrics_of, parse_assertion, why_not_valid
     from vlaopt.errors import GateError
-    from vlaopt.files import check_writable, replace_file
+    from vlaopt.files import replace_file
     from vlaopt.machine.clocks import locked
     from vlaopt.stages.bench import bench_artifact, settings_of, sweep_of
 
@@ -120,8 +120,7 @@ def bench(
     over = {**sweep_of(own), **_sweep(sweep or ())}
     given = {"hz": hz, "duration_s": duration, "load": load}
     settings = settings_of(own).model_copy(update={key: value for key, value in given.items() if value is not None})
-    for file in filter(None, (record_file, junit)):
-        check_writable(outside(file, source).parent)
+    _check_places(source, *filter(None, (record_file, junit)))
     artifact = ready(artifact, source, backend, as_json)
     started = datetime.now(timezone.utc)
     with ExitStack() as around:
@@ -159,9 +158,21 @@ def _junit(record: BenchRecord, outcomes: Sequence[Outcome], artifact: Artifact,
     )
 
 
-def _sweep(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """What `--sweep` asks for. Raises InputError for what is not OVER=N,N with whole numbers from 1 on."""
+def _check_places(source: Path, *files: Path) -> None:
+    """Raise InputError or EnvironmentProblem for files that could not be written when all is measured."""
     from vlaopt.errors import InputError
+    from vlaopt.files import check_writable
+
+    for file in files:
+        check_writable(outside(file, source).parent)
+    if len({file.resolve() for file in files}) < len(files):
+        raise InputError("named for the record and for JUnit XML", where=str(files[0]), hint="name two files")
+
+
+def _sweep(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """What `--sweep` asks for. Raises InputError for what is not OVER=N,N with values that a recipe may hold too."""
+    from vlaopt.errors import InputError
+    from vlaopt.recipe.model import SWEEP_MOST
     from vlaopt.stages.bench import CURVES
 
     found = {}
@@ -178,13 +189,17 @@ def _sweep(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
                 f"--sweep {text!r}: {over} is given twice", hint=f"name all its values in one: {over}=1,2,4"
             )
         numbers = [value.strip() for value in values.split(",")]
-        wrong = next(
-            (number for number in numbers if not (number.isascii() and number.isdigit() and int(number))), None
-        )
+        wrong = next((number for number in numbers if not _from_1_to(SWEEP_MOST, number)), None)
         if wrong is not None:
-            raise InputError(f"--sweep {text!r}: {wrong!r} is not a whole number from 1 on", hint=f"like {over}=1,2,4")
+            raise InputError(
+                f"--sweep {text!r}: {wrong!r} is not a whole number from 1 to {SWEEP_MOST}", hint=f"like {over}=1,2,4"
+            )
         found[over] = tuple(map(int, numbers))
     return found
+
+
+def _from_1_to(most: int, text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most
 
 
 def ready(artifact: Artifact, source: Path, backend: str | None, as_json: bool) -> Artifact:
@@ -232,5 +247,5 @@ def add_to(app: typer.Typer) -> None:
     """Register the subcommand."""
     app.command(
         epilog="Examples: vlaopt bench artifacts/edge-vla/…/cpu-x86 · vlaopt bench ARTIFACT --hz 50 --duration 30 "
-        '--assert "p99_ms<20" · vlaopt bench ARTIFACT --with-load 2 --sweep steps=1,2,5 --record record.json'
+        '--assert "p99_ms<20" · vlaopt bench ARTIFACT --sweep steps=1,5 --record record.json'
     )(bench)

@@ -23,6 +23,8 @@ Scheme = Literal[
 Limit = Annotated[float, Field(ge=0)]
 Scalar = bool | int | float | str | None
 TargetT = TypeVar("TargetT")
+SWEEP_MOST = 1024
+Swept = Annotated[int, Field(ge=1, le=SWEEP_MOST)]
 
 
 class Policy(Section):
@@ -248,8 +250,8 @@ class Accept(Section):
 class Sweep(Section):
     """Values to measure one after another; an empty list measures none."""
 
-    steps: Many[Count] = Field(default=(), description="Numbers of loop steps to measure latency and action error at.")
-    batch: Many[Count] = Field(default=(), description="Numbers of observations at once to measure latency at.")
+    steps: Many[Swept] = Field(default=(), description="Numbers of loop steps to measure latency and action error at.")
+    batch: Many[Swept] = Field(default=(), description="Numbers of observations at once to measure latency at.")
 
 
 class Bench(Section):

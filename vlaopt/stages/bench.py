@@ -25,7 +25,7 @@ from vlaopt.runtime.policy import Policy, open_artifact, why_not_here
 from vlaopt.tensors import Array
 
 REPORT = "reports/bench.json"
-FRESH_CALLS = 20
+FRESH_CALLS = 3
 """Calls of the fresh process, so that its memory is that of a policy at work."""
 CURVES: Mapping[str, Callable[..., Curve]] = {"steps": cost_over_steps, "batch": cost_over_batch}
 """What latency is measured over, where that is asked for."""

@@ -183,11 +183,14 @@ def test_figures_come_even_where_the_store_cannot_be_written(
         (["--assert", "component_ms.plicy<40"], "did you mean component_ms.policy?"),
         (["--sweep", "batches=1,2"], "did you mean batch?"),
         (["--sweep", "1,2"], 'write it like "steps=1,2,5"'),
-        (["--sweep", "batch=1,0"], "'0' is not a whole number from 1 on"),
-        (["--sweep", "batch=1.5"], "'1.5' is not a whole number from 1 on"),
-        (["--sweep", "batch="], "'' is not a whole number from 1 on"),
-        (["--sweep", "batch=1,,2"], "'' is not a whole number from 1 on"),
-        (["--sweep", "batch=²"], "'²' is not a whole number from 1 on"),
+        (["--sweep", "batch=1,0"], "'0' is not a whole number from 1 to 1024"),
+        (["--sweep", "batch=1.5"], "'1.5' is not a whole number from 1 to"),
+        (["--sweep", "batch=1,1025"], "'1025' is not a whole number from 1 to 1024"),
+        (["--sweep", f"batch={'9' * 5000}"], "is not a whole number from 1 to 1024"),
+        (["--record", "same.file", "--junit", "./same.file"], "named for the record and for JUnit XML"),
+        (["--sweep", "batch="], "'' is not a whole number from 1 to"),
+        (["--sweep", "batch=1,,2"], "'' is not a whole number from 1 to"),
+        (["--sweep", "batch=²"], "'²' is not a whole number from 1 to"),
         (["--sweep", "batch=1", "--sweep", "batch=2"], "batch is given twice"),
         (["--sweep", "steps=1,2"], "a loop of kind single has no number of steps"),
         (["--with-load", "-1"], "--with-load"),
@@ -195,7 +198,7 @@ def test_figures_come_even_where_the_store_cannot_be_written(
         (["--record", "."], "a folder, not a file to write"),
         (["--set", "bench.hz=50"], "--set: only for a stage that is run by its recipe"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_measured(
     cli: Cli, artifact: Path, arguments: list[str], words: str
