@@ -36,15 +36,12 @@ def _actions(facts: Facts) -> Statement:
     closest = max(facts.gates, key=lambda gate: gate.value / gate.limit if gate.limit else float(gate.value > 0))
     told = missed[0] if missed else closest
     detail = f"{'missed' if missed else 'closest'}: {told.name} {number(told.value)} of {number(told.limit)}"
+    count = len(facts.gates)
     if missed:
-        return Statement(about, "bad", f"{len(missed)} of {len(facts.gates)} gates missed", detail)
+        return Statement(about, "bad", f"{len(missed)} of {count} gates missed", detail)
     if facts.manifest.metrics.get("verify", {}).get("engine_not_run"):
         return Statement(about, "open", "held by the portable graphs", facts.verified_on or detail)
-    return Statement(about, "good", f"{_all(len(facts.gates))} held", detail)
-
-
-def _all(gates: int) -> str:
-    return "the only gate" if gates == 1 else f"all {gates} gates"
+    return Statement(about, "good", f"{count} of {count} gates held", detail)
 
 
 def _rate(facts: Facts) -> Statement:
@@ -53,12 +50,12 @@ def _rate(facts: Facts) -> Statement:
         return Statement(about, "open", "not measured", facts.missing["record"])
     paced = record.paced
     rate = f"{record.settings.hz:g} Hz"
-    if record.verdict != "VALID":
-        return Statement(about, "open", f"{rate}: {record.verdict}", "; ".join(record.reasons))
     detail = (
-        f"{paced.misses} of {number(paced.ticks)} ticks missed; p99 {percentile(paced.latency_ms.p99)}, "
-        f"max {milliseconds(paced.latency_ms.max)} of {milliseconds(paced.deadline_ms)}"
+        f"{number(paced.misses)} of {number(paced.ticks)} ticks missed; p99 {percentile(paced.latency_ms.p99)}, "
+        f"max {milliseconds(paced.latency_ms.max)} of {paced.deadline_ms:g} ms"
     )
+    if record.verdict != "VALID":
+        return Statement(about, "open", f"{rate}: {record.verdict}", "; ".join([*record.reasons, detail]))
     if paced.misses:
         return Statement(about, "bad", f"{rate} not held: {share(paced.miss_rate)} missed", detail)
     return Statement(about, "good", f"{rate} held", detail)
@@ -76,7 +73,8 @@ def _speed(facts: Facts) -> Statement:
         return Statement(about, "open" if busy else "told", answer, f"{detail}; {busy}" if busy else detail)
     reason = facts.missing.get("forms_how", "not every form runs on this machine")
     if facts.record:
-        return Statement(about, "told", f"{_median(facts.record)} a chunk", f"not compared with eager: {reason}")
+        status: Status = "told" if facts.record.verdict == "VALID" else "open"
+        return Statement(about, status, f"{_median(facts.record)} a chunk", f"not compared with eager: {reason}")
     return Statement(about, "open", "not measured", reason)
 
 

@@ -11,6 +11,8 @@ def number(value: float | None) -> str:
     """Three digits, whole numbers in full; a dash where there is none."""
     if value is None:
         return "—"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ")
     size = abs(float(f"{value:.2e}"))  # first, so that 99.99 becomes 100 and not 100.0
     if size == 0 or size >= 100:
         return f"{value:,.0f}".replace(",", " ")

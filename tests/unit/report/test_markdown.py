@@ -14,7 +14,7 @@ def test_it_tells_the_headline_the_forms_the_latency_and_the_gates() -> None:
     told = as_markdown(facts())
     assert told.startswith("### made 1.0.0+000000000000 for cpu-x86\n")
     for line in (
-        "| ✓ Actions | **all 2 gates held** |",
+        "| ✓ Actions | **2 of 2 gates held** |",
         "| ✓ Control rate | **50 Hz held** |",
         "| Speed | **6.49× eager** |",
         "| engine | 52.0 MB | 9.40 ms | ",

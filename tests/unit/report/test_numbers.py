@@ -22,6 +22,7 @@ from vlaopt.report.numbers import interval, memory, milliseconds, number, percen
         (12.34, "12.3"),
         (123.4, "123"),
         (99.99, "100"),
+        (90, "90"),
         (180_003, "180 003"),
     ],
 )
