@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from vlaopt.benchmark.sides import Side
 
 RUNS, SECONDS = 20, 600.0
+WHAT_RECORDS_ARE = {
+    "blocks of one launch": "one record, by the medians of blocks of its calls",
+    "launches": "records, each a launch, by the medians of their calls",
+}
 MEANWHILE = (
     "Records do not tell what the machine did between one side and the other: that counts as a difference of theirs"
 )
@@ -119,7 +123,7 @@ def _all_artifacts(sources: Sequence[Path]) -> bool:
 def _recorded(sources: Sequence[Path]) -> tuple[list[Side], list[str]]:
     """The sides that records are, and in words what that compares."""
     from vlaopt.benchmark.record import BenchRecord
-    from vlaopt.benchmark.sides import LAUNCH_SPREAD, check_comparable, of_records
+    from vlaopt.benchmark.sides import LAUNCH_SPREAD, ONE_LAUNCH, check_comparable, of_records
     from vlaopt.errors import InputError
     from vlaopt.files import read_file
     from vlaopt.report.records import SIZE_LIMIT
@@ -133,18 +137,13 @@ def _recorded(sources: Sequence[Path]) -> tuple[list[Side], list[str]]:
         sides.append(of_records(records, str(source)))
         firsts.append(records[0])
         check_comparable(firsts[0], records[0])
-    if len({side.unit for side in sides}) > 1:
-        raise InputError(
-            "one launch cannot be held against many", hint="give one record of each, or a folder of ten or more of each"
+    told = [f"{name}: {WHAT_RECORDS_ARE[side.unit]}" for name, side in zip(NAMES, sides, strict=False)]
+    if any(side.unit == ONE_LAUNCH for side in sides):
+        told.append(
+            f"one launch does not tell how launches differ: {100 * LAUNCH_SPREAD:g} %, or what the other side shows, "
+            "is allowed for that"
         )
-    if not sides[0].unseen:
-        return sides, ["compared: records, each a launch that counts by the median of its calls", MEANWHILE]
-    return sides, [
-        "compared: one record of each, by the medians of blocks of successive calls. One launch does not tell how "
-        f"launches differ: {100 * LAUNCH_SPREAD:g} % is allowed for that, so SAME needs more: a folder with a record "
-        "for each of ten launches or more, or comparing the artifacts",
-        MEANWHILE,
-    ]
+    return sides, [*told, MEANWHILE]
 
 
 def _launched(
