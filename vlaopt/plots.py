@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,7 @@ _IN_A_PAGE: dict[str, Any] = {
 
 _SVG = "http://www.w3.org/2000/svg"
 _REFERENCE = re.compile(r"(?:^|(?<=url\())#([\w.-]+)")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _LONG = re.compile(r"\d+\.\d{3,}")
 _FONTS = re.compile(r"'DejaVu Sans'[^;]*")
 
@@ -120,13 +122,16 @@ def _figure(style: dict[str, Any], width: float, height: float) -> Iterator[Figu
 
 def _saved(figure: Figure, **metadata: str) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={**metadata, "Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # Text stays text: whoever shows it brings the font.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(file, format="svg", metadata={**metadata, "Date": None, "Creator": None})
     return file.getvalue()
 
 
 def _embedded(file: bytes, name: str, title: str, description: str) -> str:
     """One element: no ids but those that are used, no rules of style, which would hold for all of the page."""
-    drawing = ET.fromstring(file)
+    drawing = ET.fromstring(_printable(file.decode()))
     labels = {"title": title, "desc": description}
     root = ET.Element(
         "svg",
@@ -139,7 +144,7 @@ def _embedded(file: bytes, name: str, title: str, description: str) -> str:
         },
     )
     for tag, words in labels.items():
-        ET.SubElement(root, tag, {"id": f"{name}-{tag}"}).text = words
+        ET.SubElement(root, tag, {"id": f"{name}-{tag}"}).text = _printable(words)
     parts = [
         child for child in drawing if child.find(f"{{{_SVG}}}style") is None and not child.tag.endswith("metadata")
     ]
@@ -163,6 +168,11 @@ def _attribute(key: str, value: str, name: str) -> str:
     if key in ("d", "x", "y"):
         return _LONG.sub(lambda found: f"{float(found[0]):.2f}", " ".join(value.split()))
     return _FONTS.sub("system-ui, sans-serif", _REFERENCE.sub(rf"#{name}-\1", value)).replace(INK, "currentColor")
+
+
+def _printable(text: str) -> str:
+    """Names come from elsewhere, and XML has no place for control characters."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _local(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vlaopt import plots
 from vlaopt.benchmark.record import Breakdown
 from vlaopt.report.facts import Facts
-from vlaopt.report.figures.marks import MUTED, PALE, RUNS, SMALL, WIDTH
+from vlaopt.report.figures.marks import MUTED, PALE, RUNS, SMALL, WIDTH, shortened
 from vlaopt.report.numbers import milliseconds
 
 if TYPE_CHECKING:
@@ -45,15 +45,19 @@ def drawn(facts: Facts) -> dict[str, str]:
 
 
 def _parts(breakdown: Breakdown, order: Sequence[str]) -> list[Part]:
-    names = sorted(
-        breakdown.components, key=lambda name: (name not in order, order.index(name) if name in order else 0)
-    )
+    """What comes before the components, these as they run, and what is left."""
+    times = breakdown.components
+    names = [*(name for name in order if name in times), *(name for name in times if name not in order)]
     components = [
-        Part(f"{name} ×{time.calls:g}" if time.calls != 1 else name, time.wall_ms, RUNS, time.device_ms, time.copies_ms)
-        for name, time in ((name, breakdown.components[name]) for name in names)
+        Part(_called(name, time.calls), time.wall_ms, RUNS, time.device_ms, time.copies_ms)
+        for name, time in ((name, times[name]) for name in names)
     ]
     processors = Part("processors", breakdown.processors_ms, MUTED)
     return [processors, *components, Part("loop", breakdown.loop_ms, MUTED)]
+
+
+def _called(name: str, calls: float) -> str:
+    return shortened(name) if calls == 1 else f"{shortened(name)} ×{calls:g}"
 
 
 def _paint(parts: Sequence[Part], breakdown: Breakdown, figure: Figure) -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STATISTICS = {"mean": ("o", RUNS), "p95": ("d", OTHER), "max": ("|", MISSED)}
-LEAST = 1e-12
-"""Standard deviations. An error of 0 has no place on a logarithmic axis."""
+LEAST, DECADES = 1e-12, 1e4
+"""Standard deviations, and how far below the largest an error is drawn: 0 has no place on a logarithmic axis."""
 
 
 def drawn(facts: Facts) -> dict[str, str]:
@@ -49,10 +49,10 @@ def _paint(
 ) -> None:
     """A row for each joint: the mean, the 95th percentile, the largest; a dashed line for each limit in sight."""
     axes = figure.subplots()
-    values = {name: np.array([max(getattr(error, name), LEAST) for error in errors]) for name in STATISTICS}
-    drawn_values = np.concatenate(list(values.values()))
-    near = {name: limit for name, limit in limits.items() if 0 < limit <= 5 * drawn_values.max()}
-    scale_x(axes, np.concatenate([drawn_values, list(near.values())]))
+    largest = max(*(error.max for error in errors), LEAST)
+    values = {name: np.array([max(getattr(error, name), largest / DECADES) for error in errors]) for name in STATISTICS}
+    near = {name: limit for name, limit in limits.items() if 0 < limit <= 5 * largest}
+    scale_x(axes, np.concatenate([*values.values(), list(near.values())]))
     rows = np.arange(len(names))
     axes.hlines(rows, values["mean"], values["max"], color=MISSED, linewidth=1.0, alpha=0.5)
     for name, (marker, colour) in STATISTICS.items():

@@ -11,7 +11,7 @@ from vlaopt import plots
 from vlaopt.benchmark.record import BenchRecord
 from vlaopt.benchmark.statistics import FLOATS, Distribution
 from vlaopt.report.facts import Facts
-from vlaopt.report.figures.marks import OTHER, RUNS, SMALL, WIDTH, limit_line, scale_x, share_of_width
+from vlaopt.report.figures.marks import LEAST_MS, OTHER, RUNS, SMALL, WIDTH, limit_line, scale_x, share_of_width
 from vlaopt.report.numbers import number
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 60
-LEAST_MS = 0.001
-"""Samples are rounded to 1 µs, and 0 has no place on a logarithmic axis."""
 
 
 def drawn(facts: Facts) -> dict[str, str]:

@@ -24,6 +24,9 @@ SMALL = 8
 RUNS, MISSED, OTHER, PALE = COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[5]
 """The policy that runs; what was missed; a second series; the extent of what `RUNS` is the middle of."""
 
+LEAST_MS = 0.001
+"""Samples are rounded to 1 µs, and 0 has no place on a logarithmic axis."""
+
 MUTED = "#888888"
 """The reference, and what only helps to read."""
 
@@ -47,6 +50,11 @@ def precision_colours(names: Sequence[str]) -> dict[str, str]:
     rare = [name for name in names if name not in _PRECISIONS]
     left = (MISSED, INK)
     return {name: _PRECISIONS.get(name) or left[rare.index(name) % len(left)] for name in names}
+
+
+def shortened(name: str, most: int = 20) -> str:
+    """The end of a name that is too long for its place."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def action_names(spec: PolicySpec) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vlaopt import plots
 from vlaopt.report.facts import ComponentFacts, Facts, Layer
-from vlaopt.report.figures.marks import SMALL, WIDTH, precision_colours
+from vlaopt.report.figures.marks import SMALL, WIDTH, precision_colours, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +100,7 @@ def _paint(
         axes.text(_LABELS, y + 0.6 * _HEAD, words, fontsize=SMALL)
         y += _HEAD
         for label, layers in found:
-            axes.text(2, y + 0.55 * _CELL, _shortened(label or "in no module"), fontsize=SMALL, va="center")
+            axes.text(2, y + 0.55 * _CELL, shortened(label or "in no module"), fontsize=SMALL, va="center")
             _cells(axes, layers, y, colours)
             y += _LINE * _lines(layers)
 
@@ -119,7 +119,3 @@ def _cells(axes: Axes, layers: Sequence[Layer], top: float, colours: Mapping[str
         squares.setdefault(look, []).append(Path(corners, closed=True))
     for (colour, alpha), paths in squares.items():
         axes.add_patch(PathPatch(Path.make_compound_path(*paths), facecolor=colour, alpha=alpha, linewidth=0))
-
-
-def _shortened(label: str, most: int = 20) -> str:
-    return label if len(label) <= most else f"…{label[1 - most :]}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vlaopt import plots
 from vlaopt.report.facts import Facts
-from vlaopt.report.figures.marks import MISSED, MUTED, RUNS, SMALL, WIDTH
+from vlaopt.report.figures.marks import MISSED, MUTED, RUNS, SMALL, WIDTH, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def paint_costs(costs: Sequence[Cost], error: str, ms: str, figure: Figure) -> N
     _bars(right, [cost.ms for cost in costs], RUNS, ms)
     for row, cost in enumerate(costs):
         left.annotate(
-            cost.part,
+            shortened(cost.part, 40),
             (0, row - 0.3),
             xycoords=("axes fraction", "data"),
             fontsize=SMALL,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlaopt import plots
 from vlaopt.report.facts import Facts, Form
-from vlaopt.report.figures.marks import MISSED, MUTED, RUNS, SMALL, WIDTH
+from vlaopt.report.figures.marks import MISSED, MUTED, RUNS, SMALL, WIDTH, shortened
 from vlaopt.report.numbers import milliseconds, number, size
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _paint(forms: Sequence[Form], figure: Figure) -> None:
     panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
     for axes, measure in zip(panels, known, strict=True):
         _panel(axes, forms, *measure)
-    panels[0].set_yticks(range(len(forms)), [form.name for form in forms])
+    panels[0].set_yticks(range(len(forms)), [shortened(form.name) for form in forms])
     panels[0].set_ylim(len(forms) - 0.4, -0.6)
 
 

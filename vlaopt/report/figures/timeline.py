@@ -13,8 +13,7 @@ from vlaopt.benchmark.record import BenchRecord, Timeline
 from vlaopt.benchmark.statistics import FLOATS
 from vlaopt.plots import COLOURS, INK
 from vlaopt.report.facts import Facts
-from vlaopt.report.figures.latency import LEAST_MS
-from vlaopt.report.figures.marks import MISSED, RUNS, SMALL, WIDTH, apart, label_log
+from vlaopt.report.figures.marks import LEAST_MS, MISSED, RUNS, SMALL, WIDTH, apart, label_log, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,14 +130,18 @@ def _told_above(axes: Axes, record: BenchRecord) -> None:
 
 
 def _machine(axes: Axes, seconds: Sequence[float], series: dict[str, Sequence[float | None]], unit: str) -> None:
-    """A line for each of few series, which are named; the extent of all where there are more, such as cores."""
+    """A line for each of few series, which are named; the extent of all where there are more, such as cores.
+
+    A label that begins with _ is matplotlib's own and not shown.
+    """
     moments = np.array(seconds, np.float64)
     values = {name: np.array(series[name], np.float64) for name in sorted(series)}
     if len(values) > len(_LINES):
-        _band(axes, moments, np.stack(list(values.values())), RUNS, f"{len(values)}, {min(values)} to {max(values)}")
+        label = f"{len(values)}, such as {shortened(min(values))}"
+        _band(axes, moments, np.stack(list(values.values())), RUNS, label)
     else:
         for colour, (name, one) in zip(_LINES, values.items(), strict=False):
-            _band(axes, moments, one[None], colour, name)
+            _band(axes, moments, one[None], colour, shortened(name.lstrip("_")) or unit)
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 0.92), ncols=len(_LINES), fontsize=SMALL, borderpad=0, handlelength=1.2
     )
