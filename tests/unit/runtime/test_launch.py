@@ -121,7 +121,7 @@ def test_what_is_left_is_said_between_launches_and_nothing_is_drawn(monkeypatch:
 @pytest.mark.parametrize(
     ("latency_ms", "seconds", "expected"),
     [
-        (1.0, 300.0, (20, 200, 50)),  # fast: as many calls and launches as are asked
+        (0.01, 300.0, (20, 2000, 500)),  # fast: as many launches as are asked, and the most calls
         (10.0, 300.0, (20, 50, 12)),  # half a second of calls in each launch
         (1000.0, 100.0, (12, 3, 1)),  # slow: as many launches as fit
         (60_000.0, 100.0, (FEWEST, 3, 1)),  # never fewer than can be judged
