@@ -15,6 +15,7 @@ from vlaopt.artifact.manifest import component_path, data_path, plain_path
 from vlaopt.artifact.policy_spec import AutoregressiveLoop, PolicySpec, SingleLoop
 from vlaopt.artifact.store import Store
 from vlaopt.benchmark.actions import ActionError
+from vlaopt.errors import InputError
 from vlaopt.recipe.model import SCHEMA as RECIPE_SCHEMA
 from vlaopt.recipe.model import Recipe
 from vlaopt.report.facts import ComponentFacts, Example, Facts, Fit, Form, Gate, Layer, Trial
@@ -30,7 +31,21 @@ _STAGES = {"FP32 ONNX": "export", "pruned": "prune", "quantized": "onnx", "engin
 
 
 def read_facts(artifact: Artifact, found: Found, store: Store) -> Facts:
-    """What a report of `artifact` tells, with the record that was found of it. Raises InputError for damaged files."""
+    """What a report of `artifact` tells, with the record that was found of it.
+
+    Raises InputError for damaged files, and for metrics and reports of another form than this vlaopt writes.
+    """
+    try:
+        return _facts(artifact, found, store)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"its metrics or reports are not as this vlaopt writes them ({type(error).__name__}: {error})",
+            where=str(artifact.path),
+            hint="use the vlaopt that wrote it, or build the artifact again",
+        ) from error
+
+
+def _facts(artifact: Artifact, found: Found, store: Store) -> Facts:
     manifest, spec = artifact.manifest, artifact.spec()
     metrics, missing = manifest.metrics, dict[str, str]()
     verified = metrics.get("verify", {})

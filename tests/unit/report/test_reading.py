@@ -131,6 +131,25 @@ def test_metrics_and_reports_become_facts(exported: Artifact, store: Store, tmp_
     assert not {"gates", "error", "examples", "trials", "fits"} & set(facts.missing)
 
 
+@pytest.mark.parametrize(
+    ("metrics", "reports"),
+    [
+        ({"verify": {"gates": [GATE]}}, {}),
+        ({"verify": {"backend": "onnxruntime", "golden": {"mean": 1}}}, {}),
+        ({"verify": {"backend": "onnxruntime", "gates": [{"name": "a gate of another time"}]}}, {}),
+        ({}, {"verify": {"examples": [{"sample": 99, "error": 0.1, "actions": []}]}}),
+        ({}, {"quantize": {"components": []}}),
+        ({}, {"calibration": {"components": {"policy": {"tensor": {}}}}}),
+    ],
+)
+def test_reports_of_another_form_are_refused(
+    exported: Artifact, store: Store, tmp_path: Path, metrics: dict[str, Any], reports: dict[str, Any]
+) -> None:
+    artifact = with_reports(exported, tmp_path / "odd", metrics, **reports)
+    with pytest.raises(InputError, match="odd: its metrics or reports are not as this vlaopt writes them"):
+        read_facts(artifact, newest(artifact, store), store)
+
+
 def test_the_recipe_is_one_again(exported: Artifact, store: Store, tmp_path: Path) -> None:
     text = read_facts(exported, newest(exported, store), store).recipe_text
     folder = tmp_path / "recipes/edge-vla"
