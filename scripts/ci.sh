@@ -3,12 +3,12 @@
 #
 #     RECIPE=recipes/edge-vla/cpu.yaml ASSERT="p99_ms<40 miss_rate<0.001" PUBLISH=/srv/policies scripts/ci.sh
 #
-#     RECIPE    the recipe to build
+#     RECIPE    the recipe to build, for this machine
 #     SET       other values for it, as in --set: "bench.hz=50 quantize.scheme=int8"
 #     RESULTS   folder for what a build server keeps: bench.xml (JUnit), record.json, report.html, summary.md
 #     HZ        control rate, DURATION seconds of the paced run, LOAD busy processes beside it; the recipe's otherwise
 #     ASSERT    limits on the measurement, as in `vlaopt bench --assert`; none of them may hold a blank
-#     STORED    the record of an earlier build, or a folder of records, from the same machine; nothing is compared without
+#     STORED    the record.json of an earlier job on this machine, to compare with; optional
 #     COMPARE   limits on the comparison with STORED, as in `vlaopt compare --assert`
 #     PUBLISH   folder that gets <name>/<version>/<target>/ with the artifact, its record and its report; optional
 #     VLAOPT    the command
@@ -75,7 +75,9 @@ if [ -z "$PUBLISH" ]; then
 fi
 
 # An artifact lies in <name>/<version>/<target>. It is copied beside its place and renamed: nobody sees half of it.
-place=$PUBLISH/${artifact#"$RESULTS/artifacts/"}
+version=${artifact%/*}
+name=${version%/*}
+place=$PUBLISH/${name##*/}/${version##*/}/${artifact##*/}
 if [ -e "$place" ]; then
     echo "published before, and kept as it was" >&2
 else

@@ -55,7 +55,7 @@ def job(folder: Path, small_build: SmallBuild, command: Path) -> dict[str, str]:
     return {
         **QUICK,
         "VLAOPT": str(command),
-        "RESULTS": str(folder / "results"),
+        "RESULTS": f"{folder / 'results'}/",
         "PUBLISH": str(folder / "published"),
         "VLAOPT_STORE": str(small_build.store.root),
     }
@@ -83,7 +83,7 @@ def run(variables: dict[str, str]) -> Job:
 def test_what_holds_is_published_with_its_record_and_its_report(passed: Job) -> None:
     assert passed.code == 0, passed.err
     place = Path(passed.out.splitlines()[-1])
-    assert place.is_relative_to(passed.published)
+    assert place.relative_to(passed.published).parts[::2] == ("edge-vla", "cpu-x86")
     assert {path.name for path in place.iterdir()} == {"artifact", "record.json", "report.html", "bench.xml"}
     artifact = Artifact.open(place / "artifact")
     artifact.check()
