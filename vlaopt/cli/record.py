@@ -9,6 +9,7 @@ from vlaopt.cli import terminal
 
 if TYPE_CHECKING:
     from vlaopt.benchmark.assertions import Outcome
+    from vlaopt.benchmark.environment import Environment
     from vlaopt.benchmark.record import BenchRecord, Breakdown, Curve, Energy, Timeline, WakeUp
     from vlaopt.benchmark.statistics import Distribution, Percentile
 
@@ -124,6 +125,7 @@ def _figures(record: BenchRecord) -> Iterator[str]:
     )
     yield f"memory: {_mebibytes(record.memory.host_mib)} on the host, {_mebibytes(record.memory.device_mib)} on the GPU"
     yield f"energy: {_energy(record.energy)}"
+    yield from _state(record.environment)
     yield from _machine(record.timeline)
     if record.settings.load:
         yield f"load: {record.settings.load} busy beside it, in the paced and the back-to-back run"
@@ -135,6 +137,21 @@ def _figures(record: BenchRecord) -> Iterator[str]:
         + ("" if worst is None else f", worst difference {worst:.2f} of the tolerance")
         + f"; harness {record.overhead_us:.1f} µs per call"
     )
+
+
+def _state(environment: Environment) -> Iterator[str]:
+    """How the machine was set when the measurement began, as far as it tells."""
+    held = environment.clocks_held
+    known = {
+        f"power mode {environment.power_mode}": environment.power_mode,
+        f"driver {environment.driver}": environment.driver,
+        "clocks held": held,
+        "clocks not held": held is False,
+        f"locked for this: {', '.join(environment.locked)}": environment.locked,
+        f"{environment.gpu_processes} other programs on the GPU": environment.gpu_processes,
+    }
+    if any(known.values()):
+        yield f"at the start: {', '.join(words for words, told in known.items() if told)}"
 
 
 def _machine(timeline: Timeline | None) -> Iterator[str]:

@@ -136,12 +136,13 @@ def _measured(
 ) -> BenchRecord:
     library = backends.get(policy.backend)
     phases = {
-        "idle": "reading the machine at rest",
         "warm-up": "warming up",
         "back-to-back": f"back-to-back for {settings.back_to_back_s:g} s",
         "paced": f"paced at {settings.hz:g} Hz for {settings.duration_s:g} s",
     }
     with Sampler() as sampler:
+        if sampler.board:  # where nothing tells energy, the machine is not read at rest
+            phases["idle"] = "reading the machine at rest"
         sampler.read()
         machine = read_environment(
             libraries={policy.backend: library.version()},
@@ -159,7 +160,7 @@ def _measured(
             machine=machine,
             sampler=sampler,
             on_tick=on_tick,
-            on_progress=lambda phase: say(phases[phase]),
+            on_progress=lambda phase: say(phases[phase]) if phase in phases else None,
         )
 
 
