@@ -39,6 +39,7 @@ def show(
     outcomes: Mapping[str, Sequence[Outcome]],
     told: Sequence[str],
 ) -> None:
+    """Print a comparison: what is compared, figures side by side, the answers, and what they rest on (`told`)."""
     for name, side in zip(NAMES, sides, strict=False):
         terminal.give(f"{name}: {side.source}")
     _show_table(sides)
@@ -100,6 +101,7 @@ def as_value(
     outcomes: Mapping[str, Sequence[Outcome]],
     told: Sequence[str],
 ) -> dict[str, Any]:
+    """The same as plain JSON values, with every latency that was held against another."""
     return {
         "sides": {
             name: {

@@ -89,6 +89,19 @@ def test_a_faster_artifact_is_said_to_be(cli: Cli, pair: tuple[Path, Path], laun
     assert "20 launches of each in turns: about" in told.err
 
 
+def test_what_a_paced_run_knew_stands_beside_the_launches(
+    cli: Cli, pair: tuple[Path, Path], launched: dict[str, float]
+) -> None:
+    before = cli("compare", *pair)
+    assert "miss rate" not in before.out
+    for artifact in pair:
+        assert cli("bench", artifact, "--duration", "0.2").code == 0
+    told = cli("compare", *pair)
+    assert "miss rate, paced" in told.out
+    assert "paced figures and energy: as `vlaopt bench` measured them before" in told.out
+    assert "miss rate" not in cli("compare", *pair, "--backend", "onnxruntime").out
+
+
 def test_each_of_several_is_held_against_the_first(
     cli: Cli, pair: tuple[Path, Path], launched: dict[str, float]
 ) -> None:
