@@ -56,6 +56,8 @@ def _rate(facts: Facts) -> Statement:
     )
     if record.verdict != "VALID":
         return Statement(about, "open", f"{rate}: {record.verdict}", "; ".join([*record.reasons, detail]))
+    if elsewhere := facts.missing.get("engine_record"):
+        return Statement(about, "open", f"{rate}: not of the engine", f"{elsewhere}; {detail}")
     if paced.misses:
         return Statement(about, "bad", f"{rate} not held: {share(paced.miss_rate)} missed", detail)
     return Statement(about, "good", f"{rate} held", detail)
@@ -73,7 +75,8 @@ def _speed(facts: Facts) -> Statement:
         return Statement(about, "open" if busy else "told", answer, f"{detail}; {busy}" if busy else detail)
     reason = facts.missing.get("forms_how", "not every form runs on this machine")
     if facts.record:
-        status: Status = "told" if facts.record.verdict == "VALID" else "open"
+        decides = facts.record.verdict == "VALID" and "engine_record" not in facts.missing
+        status: Status = "told" if decides else "open"
         return Statement(about, status, f"{_median(facts.record)} a chunk", f"not compared with eager: {reason}")
     return Statement(about, "open", "not measured", reason)
 

@@ -58,6 +58,9 @@ def _facts(artifact: Artifact, found: Found, store: Store) -> Facts:
         missing["error"] = "no stage has run the form that ships; `vlaopt verify ARTIFACT` measures it"
     if found.reason:
         missing["record"] = found.reason
+    if found.record and manifest.engine and manifest.engine.backend not in found.record.environment.libraries:
+        measured = ", ".join(sorted(found.record.environment.libraries)) or "a backend that it does not name"
+        missing["engine_record"] = f"measured on {measured}, not the engine on {manifest.engine.backend}"
     inputs = _inputs(artifact, store)
     if not inputs:
         missing["inputs"] = "known to the store of the machine that built it"

@@ -52,6 +52,12 @@ def test_a_measurement_that_is_not_valid_leaves_the_rate_open_with_its_reasons(v
     assert told.detail.startswith("busy machine; it throttled; 0 of 600 ticks missed")
 
 
+def test_the_rate_of_another_backend_is_not_that_of_the_engine() -> None:
+    told = said(facts(missing={"engine_record": "measured on onnxruntime, not the engine on tensorrt"}))["Control rate"]
+    assert (told.status, told.answer) == ("open", "50 Hz: not of the engine")
+    assert "not the engine on tensorrt" in told.detail
+
+
 def test_actions_of_portable_graphs_do_not_hold_for_the_engine() -> None:
     whole = facts(verified_on="verified: the portable graphs")
     metrics = {"verify": {"engine_not_run": "no GPU"}}

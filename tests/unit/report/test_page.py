@@ -79,6 +79,7 @@ def test_the_page_is_sound_and_needs_nothing_but_itself(found: Facts) -> None:
     assert all(link.startswith("#") and link[1:] in told.ids for link in told.links)
     assert all(link.startswith(("#", "data:")) for link in told.loaded)
     assert told.tags["script"] == told.tags["img"] == told.tags["iframe"] == 0
+    assert "default-src 'none'" in text
     assert "@import" not in text
     assert "url(http" not in text
 

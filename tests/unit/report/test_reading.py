@@ -12,6 +12,7 @@ import pytest
 from tests.unit.cli.conftest import CPU, ROOT, write_artifact
 from tests.unit.report.conftest import record
 from vlaopt.artifact.artifact import Artifact, drafted, finish
+from vlaopt.artifact.manifest import EngineEntry
 from vlaopt.artifact.store import Store
 from vlaopt.benchmark.actions import compare_actions
 from vlaopt.benchmark.record import Subject
@@ -19,7 +20,7 @@ from vlaopt.errors import InputError
 from vlaopt.hashing import canonical_json, digest_bytes
 from vlaopt.recipe.load import load_recipe
 from vlaopt.report.reading import read_facts
-from vlaopt.report.records import given, newest
+from vlaopt.report.records import Found, given, newest
 from vlaopt.runtime.golden import ACTIONS, Golden
 
 ERROR = compare_actions(
@@ -174,6 +175,14 @@ def test_the_newest_measurement_of_the_store_is_told_before_the_builds_own(
     found = newest(artifact, store)
     assert found.record == mine
     assert found.where == "this machine's newest measurement"
+
+
+def test_a_measurement_on_another_backend_is_said_to_be_none_of_the_engine(exported: Artifact, store: Store) -> None:
+    engine = EngineEntry(machine="m", backend="tensorrt", backend_version="10", threads=0, settings={}, components={})
+    with_engine = Artifact.from_manifest(exported.path, exported.manifest.model_copy(update={"engine": engine}))
+    facts = read_facts(with_engine, Found(record(), "a file", None), store)
+    assert facts.missing["engine_record"] == "measured on onnxruntime, not the engine on tensorrt"
+    assert "engine_record" not in read_facts(exported, Found(record(), "a file", None), store).missing
 
 
 def test_a_measurement_that_another_version_kept_is_passed_over(exported: Artifact, store: Store) -> None:
