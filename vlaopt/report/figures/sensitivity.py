@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vlaopt import plots
 from vlaopt.report.facts import Facts
 from vlaopt.report.figures.marks import MISSED, MUTED, RUNS, SMALL, WIDTH, shortened
@@ -71,16 +73,17 @@ def paint_costs(costs: Sequence[Cost], error: str, ms: str, figure: Figure) -> N
 
 
 def _bars(axes: Axes, values: Sequence[float], colour: str, words: str) -> None:
-    axes.barh([row + 0.12 for row in range(len(values))], values, height=0.36, color=colour)
-    axes.axvline(0, color=MUTED, linewidth=0.8)
+    rows = np.arange(len(values)) + 0.12
+    axes.barh(rows, values, height=0.36, color=colour)
+    axes.vlines(np.zeros(len(values)), rows - 0.22, rows + 0.22, color=MUTED, linewidth=0.8)
     low, high = min([0.0, *values]), max([0.0, *values])
     room = 0.4 * (high - low) or 1.0
     axes.set_xlim(low - room, high + room)
-    for row, value in enumerate(values):
+    for row, value in zip(rows, values, strict=True):
         side = 1 if value >= 0 else -1
         axes.annotate(
             f"{value:+.2g}",
-            (value, row + 0.12),
+            (value, row),
             xytext=(3 * side, 0),
             textcoords="offset points",
             ha="left" if side > 0 else "right",

@@ -53,6 +53,7 @@ def _paint(facts: Facts, example: Example, columns: int, figure: Figure) -> None
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=SMALL, handlelength=1.5)
     figure.supxlabel("step of the chunk", fontsize=9)
+    figure.supylabel("action (robot's units)", fontsize=9)
 
 
 def _joint(axes: Axes, example: Example, joint: int, executed: int) -> None:
