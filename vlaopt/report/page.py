@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-_UNITS = {"mhz": "MHz", "mib": "MiB", "c": "°C"}
+_UNITS = {"mhz": "MHz", "mib": "MiB", "c": "°C", "w": "W"}
 _ACRONYMS = {"cpu": "CPU", "gpu": "GPU", "os": "operating system"}
 
 
@@ -39,6 +39,7 @@ def render(facts: Facts, figures: Mapping[str, str]) -> str:
             joints=action_names(facts.spec),
             order=[component.name for component in facts.components],
             environment=environment(facts),
+            meanwhile=meanwhile(facts),
             by_role=by_role(facts),
             vlaopt=__version__,
         )
@@ -54,6 +55,24 @@ def environment(facts: Facts) -> dict[str, str]:
     known = {_label(name): _words(value) for name, value in told.items() if value not in (None, [], {})}
     unknown = [_label(name) for name, value in told.items() if value is None]
     return {**known, "not available here": ", ".join(unknown)} if unknown else known
+
+
+def meanwhile(facts: Facts) -> dict[str, str]:
+    """Between what the machine's clocks, temperatures and powers were during the paced run, and what held them down."""
+    timeline = facts.record.timeline if facts.record else None
+    if timeline is None:
+        return {}
+    kinds: dict[str, list[float]] = {}
+    for name, values in timeline.series.items():
+        kinds.setdefault(name.partition(".")[0], []).extend(value for value in values if value is not None)
+    told = {
+        _label(kind): f"{numbers.number(min(values))} – {numbers.number(max(values))}"
+        for kind, values in kinds.items()
+        if values
+    }
+    return told | {
+        f"throttled: {reason}": f"{numbers.share(part)} of the time" for reason, part in timeline.throttling.items()
+    }
 
 
 def _label(field: str) -> str:

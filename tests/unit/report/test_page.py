@@ -162,6 +162,25 @@ def test_a_component_in_a_loop_says_how_often_it_runs() -> None:
     assert "step, 10× in a loop (euler)" in page(facts()).text
 
 
+def test_success_in_closed_loop_stands_beside_the_reference() -> None:
+    whole = facts()
+    found = {"successes": 48, "episodes": 50, "interval": [0.865, 0.989]}
+    reference = {"reference": {"successes": 49, "episodes": 50}}
+    for closed, end in ((found, "."), ({**found, **reference}, "; the reference 49 of 50.")):
+        manifest = whole.manifest.model_copy(update={"metrics": {"verify": {"closed_loop": closed}}})
+        assert f"48 of 50 episodes (86.5 % – 98.9 %, Wilson 95 %){end}" in page(replace(whole, manifest=manifest)).text
+
+
+def test_what_the_machine_did_meanwhile_is_told_from_least_to_most() -> None:
+    throttled = made.timeline((0.0, 0.5), clock_mhz=(1500.0, None), temperature_c=(50.0, 53.0)).model_copy(
+        update={"throttling": {"power cap": 0.5}}
+    )
+    told = page(facts(record=record(timeline=throttled))).text
+    assert "clock (MHz) while paced 1 500 – 1 500" in told
+    assert "temperature (°C) while paced 50.0 – 53.0" in told
+    assert "throttled: power cap while paced 50.0 % of the time" in told
+
+
 def test_what_the_machine_did_not_tell_is_named() -> None:
     told = page(facts()).text
     assert "memory (MiB)" in told
