@@ -123,7 +123,7 @@ def _all_artifacts(sources: Sequence[Path]) -> bool:
 def _recorded(sources: Sequence[Path]) -> tuple[list[Side], list[str]]:
     """The sides that records are, and in words what that compares."""
     from vlaopt.benchmark.record import BenchRecord
-    from vlaopt.benchmark.sides import LAUNCH_SPREAD, ONE_LAUNCH, check_comparable, of_records
+    from vlaopt.benchmark.sides import DOUBTFUL_SPREAD, LAUNCH_SPREAD, ONE_LAUNCH, check_comparable, of_records
     from vlaopt.errors import InputError
     from vlaopt.files import read_file
     from vlaopt.report.records import SIZE_LIMIT
@@ -140,8 +140,8 @@ def _recorded(sources: Sequence[Path]) -> tuple[list[Side], list[str]]:
     told = [f"{name}: {WHAT_RECORDS_ARE[side.unit]}" for name, side in zip(NAMES, sides, strict=False)]
     if any(side.unit == ONE_LAUNCH for side in sides):
         told.append(
-            f"one launch does not tell how launches differ: {100 * LAUNCH_SPREAD:g} %, or what the other side shows, "
-            "is allowed for that"
+            f"one launch does not tell how launches differ: {100 * LAUNCH_SPREAD:g} % is allowed for that, "
+            f"{100 * DOUBTFUL_SPREAD:g} % where it may be wrong, or what the other side shows"
         )
     return sides, [*told, MEANWHILE]
 

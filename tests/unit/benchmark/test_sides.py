@@ -87,6 +87,13 @@ def test_one_record_a_side_never_says_same_for_launches_differ(measured: Bench) 
     assert hold(*sides)["paced"].answer == "UNCLEAR"
 
 
+def test_one_launch_in_doubt_must_differ_by_more(measured: Bench) -> None:
+    busy = changed(measured(9.0), verdict="INCONCLUSIVE", reasons=("busy machine",))
+    halved = changed(measured(3.0), verdict="INCONCLUSIVE", reasons=("busy machine",))
+    assert hold(of_records([measured(10.0)], "a"), of_records([busy], "b"))["paced"].answer == "UNCLEAR"
+    assert hold(of_records([busy], "a"), of_records([halved], "b"))["paced"].answer == "FASTER"
+
+
 def test_ten_records_a_side_are_ten_launches(measured: Bench) -> None:
     sides = [of_records([measured(ms + 0.01 * n) for n in range(10)], "folder") for ms in (10.0, 10.02)]
     assert sides[0].unit == "launches"

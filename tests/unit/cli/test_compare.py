@@ -138,7 +138,9 @@ def test_records_are_compared_by_blocks_and_that_is_said(cli: Cli, record: Recor
     assert told.json["comparisons"]["B"]["back_to_back"]["ratio"] == pytest.approx(0.5)
     words = cli("compare", record("a.json"), record("b.json"))
     assert "A: one record, by the medians of blocks of its calls" in words.out
-    assert "one launch does not tell how launches differ: 1 %, or what the other side shows, is allowed" in words.out
+    assert (
+        "one launch does not tell how launches differ: 1 % is allowed for that, 20 % where it may be wrong" in words.out
+    )
     assert "A may be wrong: busy machine" in words.out
 
 
@@ -186,7 +188,7 @@ def test_wrong_inputs_are_refused_in_one_line(
 def test_one_launch_is_held_against_many(cli: Cli, record: Record) -> None:
     for n in range(10):
         record(f"many/{n}.json", 1 + n / 1000)
-    new = record("new.json", 2.0)
+    new = record("new.json", 5.0)
     told = cli("compare", new.parent / "many", new, "--assert", "answer!=SLOWER")
     assert told.code == 5
     assert "A: records, each a launch" in told.out
