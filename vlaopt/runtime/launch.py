@@ -29,7 +29,7 @@ from vlaopt.runtime import finished
 from vlaopt.runtime.golden import Golden, Sample, of_sample
 from vlaopt.runtime.policy import open_artifact
 
-CALLS_S = 0.5
+CALLS_S = 1.0
 """About what the measured calls of one launch take, from FEWEST_CALLS to MOST_CALLS of them: long beside the turns that
 other programs get on a core, so that these do not decide what a launch counts as."""
 FEWEST_CALLS, MOST_CALLS = 3, 2000

@@ -122,7 +122,7 @@ def test_what_is_left_is_said_between_launches_and_nothing_is_drawn(monkeypatch:
     ("latency_ms", "seconds", "expected"),
     [
         (0.01, 300.0, (20, 2000, 500)),  # fast: as many launches as are asked, and the most calls
-        (10.0, 300.0, (20, 50, 12)),  # half a second of calls in each launch
+        (10.0, 300.0, (20, 100, 25)),  # a second of calls in each launch
         (1000.0, 100.0, (12, 3, 1)),  # slow: as many launches as fit
         (60_000.0, 100.0, (FEWEST, 3, 1)),  # never fewer than can be judged
     ],
