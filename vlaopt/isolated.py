@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -100,12 +100,15 @@ class Beside:
 
 
 @contextmanager
-def beside(function: Callable[..., object], *arguments: Any, what: str) -> Iterator[Beside]:
+def beside(
+    function: Callable[..., object], *arguments: Any, what: str, descriptors: Sequence[int] = ()
+) -> Iterator[Beside]:
     """`function(caller, *arguments)` in a new process while the body runs, which ends it; `caller` is a `Caller`.
 
-    `function`, arguments, `what`, and what becomes of the process as with `run`.
+    `function`, arguments, `what`, and what becomes of the process as with `run`. `descriptors` are files that are open
+    there too, by the same numbers, which are none of the standard ones.
     """
-    with _started(what) as (process, connection, log):
+    with _started(what, descriptors) as (process, connection, log):
         with suppress(ConnectionError):  # `heard` says why it is gone
             connection.send((function, arguments))
         yield Beside(process, connection, log, what)
@@ -156,7 +159,7 @@ def serve(parent: int, descriptor: int) -> None:
 
 
 @contextmanager
-def _started(what: str) -> Iterator[tuple[subprocess.Popen[bytes], Connection, Path]]:
+def _started(what: str, descriptors: Sequence[int] = ()) -> Iterator[tuple[subprocess.Popen[bytes], Connection, Path]]:
     """The process, the connection to it, and the file that its output goes to; all are gone afterwards."""
     try:
         scratch = tempfile.TemporaryDirectory(prefix="vlaopt-", ignore_cleanup_errors=True)
@@ -173,7 +176,7 @@ def _started(what: str) -> Iterator[tuple[subprocess.Popen[bytes], Connection, P
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    pass_fds=[there.fileno()],
+                    pass_fds=[there.fileno(), *descriptors],
                     env={**os.environ, "TMPDIR": folder},
                     start_new_session=True,  # a group of its own, which ends as a whole
                 )

@@ -91,7 +91,7 @@ class Sampler:
 
 def _sample(caller: isolated.Caller, opened: Opener, period_s: float) -> None:
     """Read a state at a moment drawn from each period: at even ones it would meet the same phase of every tick."""
-    _step_aside()
+    step_aside()
     probes = opened()
     missing: dict[str, str] = {}
     for name, reason in (pair for probe in probes for pair in probe.missing.items()):
@@ -118,7 +118,7 @@ def _read(probes: Sequence[Probe]) -> tuple[int, State]:
     return (begin_ns + time.perf_counter_ns()) // 2, state
 
 
-def _step_aside() -> None:
+def step_aside() -> None:
     """Leave the processor to what is measured: its cores, where those are pinned, and its scheduling class."""
     os.nice(NICE)
     if sys.platform != "linux":

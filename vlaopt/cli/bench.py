@@ -64,6 +64,7 @@ def bench(
     junit: Annotated[
         Path | None, typer.Option("--junit", metavar="FILE.xml", help="Write verdict and assertions as JUnit XML.")
     ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the paced run while it goes on, on stderr.")] = False,
     lock_clocks: Annotated[
         bool, typer.Option("--lock-clocks", help="Lock the clocks meanwhile (as root); restored in any case.")
     ] = False,
@@ -84,6 +85,7 @@ def bench(
     from vlaopt.artifact.artifact import Artifact
     from vlaopt.artifact.store import Store
     from vlaopt.benchmark.assertions import evaluate, metrics_of, parse_assertion, why_not_valid
+    from vlaopt.cli.watch import shown
     from vlaopt.errors import GateError
     from vlaopt.files import replace_file
     from vlaopt.machine.clocks import locked
@@ -99,6 +101,7 @@ def bench(
                 "--assert": assertions,
                 "--record": record_file,
                 "--junit": junit,
+                "--watch": watch,
                 "--lock-clocks": lock_clocks,
                 "--backend": backend,
                 "--trust": trust,
@@ -128,7 +131,19 @@ def bench(
         held = around.enter_context(locked()) if lock_clocks else ()
         if held:
             terminal.note(f"locked: {', '.join(held)}")
-        record = bench_artifact(artifact, settings, progress, backend=backend, trust=trust, sweep=over, locked=held)
+        view = None
+        if watch:
+            view = around.enter_context(shown(progress, hz=settings.hz, duration_s=settings.duration_s))
+        record = bench_artifact(
+            artifact,
+            settings,
+            view or progress,
+            backend=backend,
+            trust=trust,
+            sweep=over,
+            on_tick=view.tick if view else None,
+            locked=held,
+        )
     outcomes = evaluate(wanted, record)
     _give(record, outcomes, as_json)
     # Told first: where a file cannot be written or the store is full, it has been measured all the same.
