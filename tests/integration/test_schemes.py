@@ -13,19 +13,25 @@ from tests.integration.conftest import CPU, NO_RECOVERY, SmallBuild
 from vlaopt.artifact.artifact import Artifact
 from vlaopt.artifact.manifest import component_path
 from vlaopt.artifact.store import Store
+from vlaopt.benchmark.environment import cpu_features
 from vlaopt.chain import run_stages
 from vlaopt.progress import Silent
 from vlaopt.recipe.load import load_recipe
+from vlaopt.runtime.golden import Golden
+from vlaopt.runtime.policy import open_artifact
 from vlaopt.stages import ORDER
+from vlaopt.target import load_target
 
 RELAXED = [override for override in NO_RECOVERY if not override.startswith("prune.")]
 
 
-def run(built: SmallBuild, first: str, last: str, overrides: list[str], folder: Path) -> Artifact:
+def run(
+    built: SmallBuild, first: str, last: str, overrides: list[str], folder: Path, target: str | None = None
+) -> Artifact:
     """The stages from `first` to `last` with other values, on the small build's result before `first`."""
     names = ORDER[ORDER.index(first) : ORDER.index(last) + 1]
     source = built.result.outcomes[ORDER.index(first) - 1].artifact
-    recipe = load_recipe(CPU, overrides=[*RELAXED, *overrides])
+    recipe = load_recipe(CPU, overrides=[*RELAXED, *overrides], target=target)
     return run_stages(recipe, source, names, store=Store(folder / "store"), progress=Silent())[-1].artifact
 
 
@@ -135,3 +141,20 @@ def test_an_engine_for_another_machine_is_finished_there(
     assert finished.manifest.engine.machine == "cpu-aarch64"
     assert finish_here(result.artifact, store=store, progress=Silent()).id == finished.id
     assert open_policy(finished.path).backend == "onnxruntime"
+
+
+@pytest.mark.skipif(
+    load_target("cpu-x86-bf16").cpu_lacks(cpu_features()) is not None, reason="this CPU does not compute in bf16"
+)
+def test_bf16_beside_int8_runs_as_the_plan_says_node_by_node(small_build: SmallBuild, tmp_path: Path) -> None:
+    overrides = ["prune.recovery=null", "quantize.floats=bf16", "engine.minimum_speedup=0"]
+    result = run(small_build, "quantize", "verify", overrides, tmp_path, target="cpu-x86-bf16")
+    engine = result.manifest.engine
+    assert engine is not None
+    assert engine.backend == "openvino"
+    head, vision = engine.components["head"], engine.components["vision"]
+    assert (head.facts["computes_in"], head.precisions) == ("bf16", {"int8": 2, "fp32": 1})
+    assert vision.precisions["int8"] == 1
+    assert vision.precisions["bf16"] >= 20
+    assert result.manifest.metrics["verify"]["golden"]["executed"]["mean"] < 0.1
+    assert open_artifact(result).predict_chunk(*Golden.of(result).samples[0]).shape == (10, 4)

@@ -26,6 +26,7 @@ _COMPUTED = {
     "bf16": "bf16",
 }
 """The precision that products compute in, by the scheme that they are planned in; other schemes only store."""
+_HALVES = frozenset(("fp16", "bf16"))
 _NAMED = 6
 """Layers that a message names; the report has them all."""
 
@@ -34,8 +35,8 @@ _NAMED = 6
 class Audit:
     """What a plan says of the matrix layers of a component, held against what runs; both by node name.
 
-    `planned` are those that were planned to compute in low precision, `others` those of them that run in another
-    precision, `UNKNOWN` where the backend shows them nowhere.
+    `planned` are those that were planned to compute in low precision, or in FP32 among others in halves; `others` those
+    of them that run in another precision, `UNKNOWN` where the backend shows them nowhere.
     """
 
     planned: Mapping[str, str]
@@ -65,10 +66,12 @@ def audit(planned: Mapping[str, str], layers: Mapping[str, str], counts: Mapping
     """
     spare = Counter(counts)
     spare.subtract(Counter(layers.values()))
-    others = {}
+    others: dict[str, str] = {}
     for node, wanted in planned.items():
         found = layers.get(node, UNKNOWN)
-        if found == UNKNOWN and spare[wanted] > 0:
+        if wanted == "fp32":
+            others |= {node: found} if found in _HALVES else {}
+        elif found == UNKNOWN and spare[wanted] > 0:
             spare[wanted] -= 1
         elif found != wanted:
             others[node] = found
@@ -76,12 +79,13 @@ def audit(planned: Mapping[str, str], layers: Mapping[str, str], counts: Mapping
 
 
 def planned_precisions(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The precision of every matrix node that a plan, as JSON, lets compute in a lower one."""
-    return {
-        name: _COMPUTED[node["scheme"]]
-        for name, node in nodes.items()
-        if node["operator"] in MATRIX_OPERATORS and node["scheme"] in _COMPUTED
-    }
+    """The precision of every matrix node that a plan, as JSON, lets compute in a lower one.
+
+    Of a plan with halves that of its FP32 nodes too: a backend may take halves for all that is not in fewer bits.
+    """
+    matrix = {name: node["scheme"] for name, node in nodes.items() if node["operator"] in MATRIX_OPERATORS}
+    exact = {"fp32": "fp32"} if _HALVES & {*matrix.values()} else {}
+    return {name: (_COMPUTED | exact)[scheme] for name, scheme in matrix.items() if scheme in _COMPUTED | exact}
 
 
 def layer_path(component: str, node: str) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import openvino
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from vlaopt.artifact.graph import MARK, Graph, Node
 from vlaopt.backends import EngineOptions
 from vlaopt.backends.openvino import BACKEND
 from vlaopt.backends.openvino.ir import BIN, XML, reason
-from vlaopt.backends.openvino.layers import Layer, in_codes
+from vlaopt.backends.openvino.layers import Layer, fused_precisions
 from vlaopt.benchmark.environment import cpu_features
 from vlaopt.errors import EnvironmentProblem, InputError
 
@@ -49,6 +51,31 @@ def marked(model: bytes, half: str, *, every: int = 1) -> Graph:
     for node in layers[::every]:
         node.metadata_props.add(key=MARK, value=half)
     return Graph(changed.SerializeToString())
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this CPU does not calculate in bf16")
+def test_what_is_not_marked_stays_exact_with_its_bias_too():
+    rng = np.random.default_rng(0)
+    shapes = {"v": (512, 512), "w": (512, 512), "b": (512,), "z": (512, 512)}
+    stored = [numpy_helper.from_array(rng.standard_normal(shapes[name]).astype(np.float32), name) for name in shapes]
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["h"], name="first/MatMul"),
+        helper.make_node("Gemm", ["h", "w", "b"], ["m"], name="exact/Gemm", transB=1),
+        helper.make_node("Transpose", ["m"], ["s"], name="turn", perm=[1, 0]),
+        helper.make_node("MatMul", ["s", "z"], ["y"], name="last/MatMul"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "component",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [512, 512])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [512, 512])],
+        stored,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    for node in (model.graph.node[0], model.graph.node[-1]):
+        node.metadata_props.add(key=MARK, value="bf16")
+    engine = BACKEND.build(Graph(model.SerializeToString()), ONE_THREAD)
+    assert engine.layers == {"first/MatMul": "bf16", "exact/Gemm": "fp32", "last/MatMul": "bf16"}
 
 
 def test_two_halves_in_one_graph_are_refused(graphs):
@@ -141,14 +168,23 @@ FUSED = ("scores", "softmax", "weights/Quantize", "values")
     ids=["both sides come as codes", "one does not", "one is made numbers again", "one is quantized inside"],
 )
 def test_a_fused_product_is_int8_only_where_codes_reach_it(origins, takes, multiply_codes):
-    assert in_codes(ATTENTION, [Layer("Subgraph", "fp32", origins, takes)]) == multiply_codes
-    assert in_codes(ATTENTION, [Layer("FullyConnected", "int8", origins, takes)]) == []
+    found = dict.fromkeys(multiply_codes, "int8")
+    assert fused_precisions(ATTENTION, [Layer("Subgraph", "fp32", origins, takes)]) == found
+    assert fused_precisions(ATTENTION, [Layer("FullyConnected", "int8", origins, takes)]) == {}
+
+
+def test_a_fused_product_computes_in_the_half_it_is_marked_for_where_nothing_comes_in_as_fp32():
+    product = Node("scores", "MatMul", ("q", "k"), ("scores",), computes_in="bf16")
+    fused = Layer("Subgraph", "bf16", ("scale", "scores"), ("bf16", "bf16", "u8"))
+    assert fused_precisions([product], [fused]) == {"scores": "bf16"}
+    assert fused_precisions([product], [replace(fused, takes=("bf16", "f32"))]) == {}
+    assert fused_precisions([replace(product, computes_in="")], [fused]) == {}
 
 
 @pytest.mark.skipif("avx512bw" not in cpu_features(), reason="OpenVINO fuses attention in int8 only with AVX-512")
 def test_attention_in_int8_is_found_in_the_fused_kernel():
     engine = BACKEND.build(Graph(int8_attention()), ONE_THREAD)
-    assert any("2 matrix products fused into Subgraph layers: 2 of them" in note for note in engine.notes)
+    assert any("2 matrix products fused into Subgraph layers: what reaches 2 of them" in note for note in engine.notes)
     assert {name: engine.layers[name] for name in ("scores", "values")} == {"scores": "int8", "values": "int8"}
     assert engine.precisions == {"int8": 2}
 

@@ -179,6 +179,7 @@ def test_rules_for_floats_may_cover_nodes_without_weights_where_something_is_hal
     for scheme, rules in (("int8", [("vision.*/Relu", "fp32")]), ("fp16", [("vision.*/Mystery", "fp32")])):
         with pytest.raises(InputError, match="matches no layer with weights"):
             plan_nodes(models, scheme=scheme, rules=rules)
+    assert plan_nodes(models, scheme="int8", rules=[("vision.*/Relu", "fp32")], floats="bf16")
 
 
 def test_a_layer_that_a_rule_would_quantize_in_vain_is_half() -> None:

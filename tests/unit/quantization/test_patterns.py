@@ -267,3 +267,79 @@ def test_nvidias_builder_takes_residual_blocks_and_attention(network: ModelProto
     structural_check(model, "tensorrt")
     engine = BACKEND.build(Graph(model.SerializeToString()), EngineOptions(compute_capabilities=("8.9",)))
     assert len(next(iter(engine.files.values()))) > 10_000
+
+
+@pytest.fixture(scope="module")
+def pooled() -> ModelProto:
+    """A convolution, Relu and a pool that two convolutions take, one of them too small to pay alone."""
+    generator = np.random.default_rng(3)
+
+    def conv(tensor: str, name: str, size: int) -> Any:
+        inputs = [tensor, f"{name}.weight"]
+        return helper.make_node(
+            "Conv", inputs, [name], name=f"{name}/Conv", kernel_shape=[size, size], pads=[size // 2] * 4
+        )
+
+    shapes = {"stem": (32, 3, 3, 3), "large": (32, 32, 3, 3), "small": (8, 32, 1, 1)}
+    values = {name: (generator.normal(size=shape) / 8).astype(np.float32) for name, shape in shapes.items()}
+    body = helper.make_graph(
+        [
+            conv("x", "stem", 3),
+            helper.make_node("Relu", ["stem"], ["relu"], name="relu/Relu"),
+            helper.make_node("MaxPool", ["relu"], ["pool"], name="pool/MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
+            conv("pool", "large", 3),
+            conv("pool", "small", 1),
+            helper.make_node("Concat", ["large", "small"], ["y"], name="Concat", axis=1),
+        ],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 40, 4, 4))],
+        [numpy_helper.from_array(value, f"{name}.weight") for name, value in values.items()],
+    )
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def plan_of(model: ModelProto, feeds: list[dict[str, np.ndarray]], **asked: Any) -> ComponentPlan:
+    nodes = plan_nodes({COMPONENT: model}, scheme="int8", **asked)[COMPONENT]
+    graph = Graph(model.SerializeToString())
+    ranges = collect_ranges(graph, lambda: labelled(feeds), calibrated_tensors(model, nodes), MinMax(), Silent())
+    return component_plan(graph, nodes, ranges)
+
+
+def test_a_convolution_that_would_not_pay_alone_joins_one_that_takes_the_same_in_8_bits(
+    pooled: ModelProto, feeds: list[dict[str, np.ndarray]]
+) -> None:
+    plan = plan_of(pooled, feeds)
+    assert plan.named("int8") == ["large/Conv", "small/Conv"]
+    assert plan.nodes["small/Conv"].reason == "another int8 layer takes what it takes"
+    alone = plan_of(pooled, feeds, rules=[("vision.stem", "int8"), ("vision.large", "fp32")])
+    assert alone.named("int8") == ["stem/Conv"]
+    assert "too few" in alone.nodes["small/Conv"].reason
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_pool_takes_codes_on_openvino_and_gives_the_same_numbers(
+    pooled: ModelProto,
+    feeds: list[dict[str, np.ndarray]],
+    placement: Placement,
+    run_onnxruntime: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_of(pooled, feeds)
+    quantized = write_qdq(pooled, plan, placement=placement)
+    structural_check(quantized, placement)
+    assert quantized_layers(quantized) == plan.named("int8")
+    places = {"relu", "pool"} & set(quantizers(quantized))
+    assert places == ({"relu"} if placement == "openvino" else {"pool"})
+    monkeypatch.setattr("vlaopt.quantization.placement._Writer._pooled", lambda *arguments: set())
+    usual = write_qdq(pooled, plan, placement=placement)
+    assert "pool" in quantizers(usual)
+    for feed in feeds:
+        assert np.array_equal(run_onnxruntime(quantized, feed), run_onnxruntime(usual, feed))
+
+
+def test_a_pool_that_others_take_in_floats_stays_in_floats(
+    pooled: ModelProto, feeds: list[dict[str, np.ndarray]]
+) -> None:
+    plan = plan_of(pooled, feeds, rules=[("vision.small", "fp32")])
+    assert "pool" in quantizers(write_qdq(pooled, plan, placement="openvino"))

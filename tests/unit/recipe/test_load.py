@@ -424,6 +424,18 @@ def test_set_is_the_same_as_editing_the_file(write: Write, edit: tuple[str, Any]
     assert load_recipe(write(_dump(_VALUES)), [f"{key}={flow}"]).resolved() == by_file
 
 
+@pytest.mark.parametrize("scheme", ["none", "bf16"])
+def test_floats_stand_beside_a_scheme_of_fewer_bits(write: Write, sound: str, scheme: str) -> None:
+    with pytest.raises(RecipeError, match=f"floats bf16 stand beside a scheme of fewer bits, and scheme is {scheme}"):
+        load_recipe(write(sound), [f"quantize.scheme={scheme}", "quantize.floats=bf16"], "cpu-x86-bf16")
+
+
+def test_floats_must_be_what_the_target_computes_in(write: Write, sound: str) -> None:
+    with pytest.raises(EnvironmentProblem, match="target cpu-x86 does not compute in bf16"):
+        load_recipe(write(sound), ["quantize.floats=bf16"])
+    assert load_recipe(write(sound), ["quantize.floats=bf16"], "cpu-x86-bf16").quantize.floats == "bf16"
+
+
 def test_the_shipped_recipes_are_sound() -> None:
     found = find_recipes(REPOSITORY / "recipes")
     targets = {"cpu", "x86-rtx", "x86-gpu", "jetson-orin", "jetson-thor"}

@@ -17,7 +17,7 @@ from vlaopt.backends import Engine, EngineOptions, Placement, Port, Resident, Se
 from vlaopt.backends.audit import by_node
 from vlaopt.backends.kept import LARGEST, keep, recall
 from vlaopt.backends.openvino.ir import BIN, XML, computes_in, convert, reason
-from vlaopt.backends.openvino.layers import fused_products, in_codes, layers_of
+from vlaopt.backends.openvino.layers import fused_precisions, fused_products, layers_of
 from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.hashing import digest_bytes, digest_json
 from vlaopt.optional import installed_version, require
@@ -118,7 +118,7 @@ class OpenVinoBackend:
         """Convert `graph` to an IR and name, in the compiled IR, the matrix layers and their precision.
 
         Weights keep their precision. Equal graphs give equal bytes. OpenVINO does not tell the precision of products
-        that it fused into an attention kernel: they are int8 where `in_codes` finds it so, else unknown. Raises
+        that it fused into an attention kernel: `fused_precisions` finds it where it can, else it is unknown. Raises
         StageError with OpenVINO's reason.
         """
         files = convert(graph)
@@ -131,12 +131,12 @@ class OpenVinoBackend:
         notes = ["other layers: " + (", ".join(f"{n} {kind}" for kind, n in sorted(others.items())) or "none")]
         kernels = [(layer.origins, layer.precision) for layer in layers if _MATRIX_LAYER.search(layer.kind)]
         if fused := fused_products(model, layers):
-            proven = in_codes(graph.nodes(), layers)
-            precisions.update({"int8": len(proven)} if proven else {})
-            kernels += [((name,), "int8") for name in proven]
+            shown = fused_precisions(graph.nodes(), layers)
+            precisions.update(shown.values())
+            kernels += [((name,), precision) for name, precision in shown.items()]
             notes.append(
-                f"{fused} matrix products fused into Subgraph layers: {len(proven)} of them multiply 8-bit codes, the "
-                "precision of the others is not told"
+                f"{fused} matrix products fused into Subgraph layers: what reaches {len(shown)} of them shows their "
+                "precision, that of the others is not told"
             )
         return Engine(
             files,

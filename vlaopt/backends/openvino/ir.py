@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+
 from vlaopt.artifact.graph import Graph, Node
 from vlaopt.backends import graph_on_disk, scratch_folder
 from vlaopt.errors import InputError, StageError
@@ -31,14 +33,17 @@ def convert(graph: Graph) -> dict[str, bytes]:
         except RuntimeError as error:
             raise StageError(f"OpenVINO refuses the graph: {reason(error)}") from error
         _number_unnamed(model)
+        exact: set[str] = set()
         if half:
             model.set_rt_info(half, _COMPUTES_IN)
+            exact = _exact(model, nodes)
+            exact |= _bias_apart(model, exact)
         try:
             ov.save_model(model, folder / XML, compress_to_fp16=False)
         except RuntimeError as error:
             raise StageError(f"OpenVINO cannot write the IR: {reason(error)}") from error
         xml = (folder / XML).read_bytes()
-        return {XML: _kept_exact(xml, _exact(model, nodes)) if half else xml, BIN: (folder / BIN).read_bytes()}
+        return {XML: _kept_exact(xml, exact) if half else xml, BIN: (folder / BIN).read_bytes()}
 
 
 def computes_in(xml: bytes) -> str:
@@ -83,6 +88,26 @@ def _exact(model: Any, nodes: Sequence[Node]) -> set[str]:
         name = operation.get_friendly_name()
         owner[name] = named.get(name) or next((owner[taker] for taker in takers if owner.get(taker)), None)
     return {name for name, node in owner.items() if node and not node.computes_in}
+
+
+def _bias_apart(model: Any, exact: set[str]) -> set[str]:
+    """Clamp exact products to all finite numbers, in front of their bias; the names of what was put in.
+
+    OpenVINO 2026.4 makes one operation of product and bias, and forgets that they were to be exact. It computes the
+    clamp with them all the same.
+    """
+    largest = float(np.finfo(np.float32).max)
+    clamp = require("openvino.opset13", "cpu").clamp
+    found = set()
+    for operation in model.get_ordered_ops():
+        name = operation.get_friendly_name()
+        if operation.get_type_name() == "MatMul" and name in exact:
+            takers = operation.output(0).get_target_inputs()
+            apart = clamp(operation, -largest, largest, name=f"{name}/finite")
+            for taken in takers:
+                taken.replace_source_output(apart.output(0))
+            found.add(apart.get_friendly_name())
+    return found
 
 
 def _kept_exact(xml: bytes, names: set[str]) -> bytes:

@@ -45,26 +45,33 @@ def fused_products(model: Any, layers: Sequence[Layer]) -> int:
     return sum(len(products.intersection(layer.origins)) for layer in layers if layer.kind == "Subgraph")
 
 
-def in_codes(nodes: Sequence[Node], layers: Sequence[Layer]) -> list[str]:
-    """The products fused into Subgraph layers that multiply 8-bit codes, by name.
+def fused_precisions(nodes: Sequence[Node], layers: Sequence[Layer]) -> dict[str, str]:
+    """The precision of the products fused into Subgraph layers, by name, as far as what reaches them shows it.
 
-    One does when each side was quantized, inside the layer or in front of it; as many 8-bit tensors come in as that
-    takes; and nothing in the layer stems from the node that would make numbers of the codes again: OpenVINO has then
-    put it behind the product.
+    One multiplies 8-bit codes when each side was quantized, inside the layer or in front of it; as many 8-bit tensors
+    come in as that takes; and nothing in the layer stems from the node that would make numbers of the codes again:
+    OpenVINO has then put it behind the product. Else it computes in the half that it is marked for when nothing comes
+    in as FP32.
     """
     made = {output: node for node in nodes for output in node.outputs if output}
     named = {**made, **{node.name: node for node in nodes}}
-    found: list[str] = []
+    found: dict[str, str] = {}
     for layer in layers:
         inside = {named[name].name: named[name] for name in layer.origins if name in named}
-        taken = sum(precision in _CODES for precision in layer.takes)
-        for product in inside.values() if layer.kind == "Subgraph" else ():
-            sides = [_dequantizer(name, made) for name in product.inputs[:2]] if product.operator == "MatMul" else []
-            quantizers = [made.get(side.inputs[0]) for side in sides if side and side.name not in inside]
-            outside = [node for node in quantizers if node and node.name not in inside]
-            if len(quantizers) == 2 and len(outside) <= taken:
-                found.append(product.name)
+        for product in inside.values():
+            if layer.kind == "Subgraph" and product.operator == "MatMul":
+                if _in_codes(product, inside, layer, made):
+                    found[product.name] = "int8"
+                elif product.computes_in and "f32" not in layer.takes:
+                    found[product.name] = product.computes_in
     return found
+
+
+def _in_codes(product: Node, inside: Mapping[str, Node], layer: Layer, made: Mapping[str, Node]) -> bool:
+    sides = [_dequantizer(name, made) for name in product.inputs[:2]]
+    quantizers = [made.get(side.inputs[0]) for side in sides if side and side.name not in inside]
+    outside = [node for node in quantizers if node and node.name not in inside]
+    return len(quantizers) == 2 and len(outside) <= sum(precision in _CODES for precision in layer.takes)
 
 
 def _dequantizer(tensor: str, made: Mapping[str, Node]) -> Node | None:
