@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vlaopt.artifact.artifact import Artifact
     from vlaopt.benchmark.sides import Side
 
-RUNS, SECONDS = 20, 600.0
+RUNS, SECONDS = 20, 600
 WHAT_RECORDS_ARE = {
     "blocks of one launch": "one record, by the medians of blocks of its calls",
     "launches": "records, each a launch, by the medians of their calls",
@@ -42,9 +42,13 @@ def compare(
         int | None, typer.Option("--runs", min=10, max=10_000, metavar="N", help=f"Launches of each; {RUNS} otherwise.")
     ] = None,
     seconds: Annotated[
-        float | None,
+        int | None,
         typer.Option(
-            "--seconds", min=1, metavar="S", help=f"Launch fewer, though ten, to keep within; {SECONDS:g} otherwise."
+            "--seconds",
+            min=1,
+            max=86_400,
+            metavar="S",
+            help=f"Launch fewer to keep within, never under ten; {SECONDS} otherwise.",
         ),
     ] = None,
     assertions: Annotated[
@@ -147,7 +151,7 @@ def _recorded(sources: Sequence[Path]) -> tuple[list[Side], list[str]]:
 
 
 def _launched(
-    sources: Sequence[Path], runs: int, seconds: float, backend: str | None, trust: bool, quiet: bool
+    sources: Sequence[Path], runs: int, seconds: int, backend: str | None, trust: bool, quiet: bool
 ) -> tuple[list[Side], list[str]]:
     """The sides that artifacts are, launched in turns, and in words what that compares."""
     from vlaopt.runtime.launch import in_turns, plan, side
@@ -158,7 +162,7 @@ def _launched(
         paths = [artifact.path for artifact in artifacts]
         planned = plan(paths, runs=runs, seconds=seconds, backend=backend, trust=trust, progress=progress)
         launches = in_turns(paths, planned, backend=backend, trust=trust, progress=progress)
-    fewer = f" ({runs} would have taken more than {seconds:g} s)" if planned.runs < runs else ""
+    fewer = f" ({runs} would have taken more than {seconds} s)" if planned.runs < runs else ""
     sides = [side(artifact, found, backend) for artifact, found in zip(artifacts, launches, strict=True)]
     told = [
         f"compared: {planned.runs} launches of each{fewer}, in turns, each a fresh process that counts by the median "

@@ -182,6 +182,7 @@ def test_wrong_inputs_are_refused_in_one_line(
     assert "did you mean ratio?" in refused(cli("compare", *pair, "--assert", "ration<1"))
     assert "answer is not == WORSE" in refused(cli("compare", *pair, "--assert", "answer==WORSE"))
     assert "--runs" in refused(cli("compare", *pair, "--runs", "9"))
+    assert "--seconds" in refused(cli("compare", *pair, "--seconds", "nan"))
     assert "unknown backend 'fast'" in refused(cli("compare", *pair, "--backend", "fast"))
 
 
