@@ -130,19 +130,20 @@ class OpenVinoBackend:
         )
         notes = ["other layers: " + (", ".join(f"{n} {kind}" for kind, n in sorted(others.items())) or "none")]
         kernels = [(layer.origins, layer.precision) for layer in layers if _MATRIX_LAYER.search(layer.kind)]
+        named = by_node(graph.nodes(), kernels)
         if fused := fused_products(model, layers):
-            shown = fused_precisions(graph.nodes(), layers)
+            shown = fused_precisions(graph.nodes(), layers, named)
             precisions.update(shown.values())
-            kernels += [((name,), precision) for name, precision in shown.items()]
+            named |= shown
             notes.append(
-                f"{fused} matrix products fused into Subgraph layers: what reaches {len(shown)} of them shows their "
-                "precision, that of the others is not told"
+                f"{fused} matrix products named in fused layers; what reaches {len(shown)} in such layers shows their "
+                "precision, that of others is not told"
             )
         return Engine(
             files,
             dict(sorted(precisions.items())),
             tuple(notes),
-            by_node(graph.nodes(), kernels),
+            named,
             facts={"computes_in": computes_in(files[XML])},
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,10 @@ def fused_products(model: Any, layers: Sequence[Layer]) -> int:
     return sum(len(products.intersection(layer.origins)) for layer in layers if layer.kind == "Subgraph")
 
 
-def fused_precisions(nodes: Sequence[Node], layers: Sequence[Layer]) -> dict[str, str]:
+def fused_precisions(nodes: Sequence[Node], layers: Sequence[Layer], apart: Collection[str]) -> dict[str, str]:
     """The precision of the products fused into Subgraph layers, by name, as far as what reaches them shows it.
 
+    `apart` are those that are layers by themselves.
     One multiplies 8-bit codes when each side was quantized, inside the layer or in front of it; as many 8-bit tensors
     come in as that takes; and nothing in the layer stems from the node that would make numbers of the codes again:
     OpenVINO has then put it behind the product. Else it computes in the half that it is marked for when nothing comes
@@ -55,15 +56,19 @@ def fused_precisions(nodes: Sequence[Node], layers: Sequence[Layer]) -> dict[str
     """
     made = {output: node for node in nodes for output in node.outputs if output}
     named = {**made, **{node.name: node for node in nodes}}
+    rest = [node for node in nodes if node.operator == "MatMul" and node.name not in apart]
+    fused = {node.outputs[0] for node in rest if not any(_is_constant(name, made) for name in node.inputs)}
     found: dict[str, str] = {}
     for layer in layers:
         inside = {named[name].name: named[name] for name in layer.origins if name in named}
-        for product in inside.values():
-            if layer.kind == "Subgraph" and product.operator == "MatMul":
-                if _in_codes(product, inside, layer, made):
-                    found[product.name] = "int8"
-                elif product.computes_in and "f32" not in layer.takes:
-                    found[product.name] = product.computes_in
+        products = {node.name: node for node in inside.values() if node.outputs[0] in fused}
+        # OpenVINO forgets the name of a product whose transposed operand it took in; what takes it is named.
+        products |= {made[name].name: made[name] for node in inside.values() for name in node.inputs if name in fused}
+        for product in products.values() if layer.kind == "Subgraph" else ():
+            if _in_codes(product, inside, layer, made):
+                found[product.name] = "int8"
+            elif product.computes_in and "f32" not in layer.takes:
+                found[product.name] = product.computes_in
     return found
 
 
@@ -72,6 +77,12 @@ def _in_codes(product: Node, inside: Mapping[str, Node], layer: Layer, made: Map
     quantizers = [made.get(side.inputs[0]) for side in sides if side and side.name not in inside]
     outside = [node for node in quantizers if node and node.name not in inside]
     return len(quantizers) == 2 and len(outside) <= sum(precision in _CODES for precision in layer.takes)
+
+
+def _is_constant(tensor: str, made: Mapping[str, Node]) -> bool:
+    """Whether a tensor is a weight, dequantized or not; inputs of the graph, which no node makes, count as weights."""
+    node = made.get(tensor)
+    return node is None or (node.operator == "DequantizeLinear" and node.inputs[0] not in made)
 
 
 def _dequantizer(tensor: str, made: Mapping[str, Node]) -> Node | None:
