@@ -21,6 +21,10 @@ def add(tell: Any, first: int, second: int) -> tuple[int, int]:
     return first + second, os.getpid()
 
 
+def read_all(caller: Caller, descriptor: int) -> None:
+    caller(os.read(descriptor, 100))
+
+
 def refuse(tell: Any) -> None:
     raise EnvironmentProblem("no room", where="here", hint="make some")
 

@@ -89,6 +89,20 @@ def test_a_process_beside_answers_while_this_one_goes_on() -> None:
     assert not counter.running
 
 
+def test_a_process_beside_has_the_files_that_it_is_given_and_no_other() -> None:
+    read, write = os.pipe()
+    os.write(write, b"left in the pipe")
+    with isolated.beside(work.read_all, read, what="reading", descriptors=(read,)) as reader:
+        assert reader.heard(20) == (b"left in the pipe",)
+    with (
+        pytest.raises(OSError, match="Bad file descriptor"),
+        isolated.beside(work.read_all, read, what="reading") as reader,
+    ):
+        reader.heard(20)
+    os.close(read)
+    os.close(write)
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "error", "message"),
     [

@@ -49,11 +49,11 @@ class Ticks:
         rows = {
             f"at {self.hz:g} Hz": f"{_clock(passed_s)} of {_clock(self.duration_s)}, {_clock(left_s)} left",
             f"last {len(self._recent_ms) / self.hz:.3g} s": f"p50 {self._recent(0.5)}, p99 {self._recent(0.99)}",
-            "so far": f"{self.told} ticks, {self.missed} missed, {self.dropped} dropped; "
-            f"worst {self.worst_ms:.3f} ms of {1000 / self.hz:g} ms",
+            "ticks": f"{self.told}, {self.missed} missed, {self.dropped} dropped; "
+            f"worst {self.worst_ms:.3f} ms, deadline {1000 / self.hz:g} ms",
         }
         if self.told < self.passed:
-            rows["left out"] = f"{self.passed - self.told} ticks, which came faster than they were read here"
+            rows["left out"] = f"{self.passed - self.told}, which came faster than they were read here"
         return rows
 
     def _recent(self, q: float) -> str:

@@ -45,8 +45,10 @@ class Watch:
 
     def tick(self, latency_ns: int) -> None:
         """Show the latency of the next tick. Never waits: what a full pipe has no room for, the view counts as such."""
-        with suppress(OSError):  # also of a view that is gone; `end` says why
+        try:  # noqa: SIM105 - on cold caches `suppress` takes longer than all the rest
             os.write(self._pipe, TICK.pack(self._ticks, latency_ns))
+        except OSError:  # no room, or a view that is gone: `end` says so
+            pass
         self._ticks += 1
 
     def end(self) -> None:
@@ -87,23 +89,21 @@ def shown(progress: Progress, *, hz: float, duration_s: float, output: int = STD
 
     Raises EnvironmentProblem where that is closed, and StageError for a view that cannot be started.
     """
-    with ExitStack() as stack:
+    with ExitStack() as stack, ExitStack() as theirs:
         try:
             drawn_on = os.dup(output)
         except OSError as error:
             raise EnvironmentProblem(f"nothing can be shown on stderr: {error.strerror}") from error
-        stack.callback(os.close, drawn_on)
+        theirs.callback(os.close, drawn_on)
         there, here = os.pipe()
+        theirs.callback(os.close, there)
         stack.callback(os.close, here)
-        try:
-            for end in (there, here):
-                os.set_blocking(end, False)
-            arguments = (there, drawn_on, hz, duration_s)
-            view = stack.enter_context(
-                isolated.beside(_show, *arguments, what="the live view", descriptors=(there, drawn_on))
-            )
-        finally:
-            os.close(there)  # its other end then knows when the view is gone
+        for end in (there, here):
+            os.set_blocking(end, False)
+        view = stack.enter_context(
+            isolated.beside(_show, there, drawn_on, hz, duration_s, what="the live view", descriptors=(there, drawn_on))
+        )
+        theirs.close()  # a tick then fails once the view is gone
         view.heard(OPENING_S)
         yield Watch(progress, view, here)
 
@@ -119,28 +119,29 @@ def _show(caller: isolated.Caller, pipe: int, output: int, hz: float, duration_s
     machine = Machine({name: reason for probe in probes for name, reason in probe.missing.items()})
     with os.fdopen(output, "w", errors="replace") as stream:
         surface = _Screen(stream) if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" else _Log(stream)
+        machine.add(time.monotonic(), merged(probes))
+        next_state_s = time.monotonic() + STATE_S
         caller()
-        next_state_s = 0.0
-        asked = False
-        while not asked:
-            asked = caller.asks(FRAME_S)
-            _take(pipe, ticks)
-            if not ticks.told:
-                continue
+        while not caller.asks(FRAME_S):
+            if not _take(pipe, ticks):
+                continue  # a frame that says nothing new would be drawn over the shell of a run that was stopped there
             if time.monotonic() >= next_state_s:
                 machine.add(time.monotonic(), merged(probes))
                 next_state_s = time.monotonic() + STATE_S
             surface.draw(ticks, machine)
+        _take(pipe, ticks)
         surface.close(ticks, machine)
     caller(ticks.told)
 
 
-def _take(pipe: int, ticks: Ticks) -> None:
-    """Add what is in the pipe."""
+def _take(pipe: int, ticks: Ticks) -> bool:
+    """Add what is in the pipe; whether there was anything."""
+    before = ticks.told
     with suppress(BlockingIOError):  # it is empty
         while data := os.read(pipe, 4096 * TICK.size):
             for tick, latency_ns in TICK.iter_unpack(data):
                 ticks.add(tick, latency_ns)
+    return ticks.told > before
 
 
 class _Screen:
@@ -158,6 +159,7 @@ class _Screen:
         self._live.update(Text(frame(ticks, machine), no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def close(self, ticks: Ticks, machine: Machine) -> None:
+        self.draw(ticks, machine)
         self._live.stop()
 
 
