@@ -162,7 +162,8 @@ def test_one_word_per_thing(word: str) -> None:
     texts = {document: without_words_table(read(document)) for document in DOCUMENTS}
     texts |= {" ".join(path): f"{command.help} {command.epilog}" for path, command in COMMANDS.items()}
     texts |= {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "vlaopt").rglob("*.py")}
-    found = [place for place, text in texts.items() if re.search(rf"\b{word}\b", text, re.IGNORECASE)]
+    # Not the name of a library's argument, which is the library's word.
+    found = [place for place, text in texts.items() if re.search(rf"\b{word}\b(?!=)", text, re.IGNORECASE)]
     assert found == []
 
 
