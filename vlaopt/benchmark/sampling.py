@@ -16,7 +16,7 @@ from types import TracebackType
 from vlaopt import isolated
 from vlaopt.errors import VlaoptError
 from vlaopt.machine.state import Probe, State
-from vlaopt.machine.state.probes import merged, open_probes
+from vlaopt.machine.state.probes import merged, missing, open_probes
 
 PERIOD_S = 0.5
 OPENING_S = 30.0
@@ -93,11 +93,9 @@ def _sample(caller: isolated.Caller, opened: Opener, period_s: float) -> None:
     """Read a state at a moment drawn from each period: at even ones it would meet the same phase of every tick."""
     step_aside()
     probes = opened()
-    missing: dict[str, str] = {}
-    for name, reason in (pair for probe in probes for pair in probe.missing.items()):
-        missing[name] = f"{missing[name]}; {reason}" if name in missing else reason
     telling = [probe for probe in probes if probe.board]
-    caller(tuple(probe.name for probe in telling), tuple(name for probe in telling for name in probe.board), missing)
+    board = tuple(name for probe in telling for name in probe.board)
+    caller(tuple(probe.name for probe in telling), board, missing(probes))
     draw = random.Random(0)
     states: list[tuple[int, State]] = []
     period_begins_s = time.perf_counter()

@@ -14,7 +14,7 @@ from vlaopt.machine.state import State
 
 WINDOW_S = 10.0
 """What the rolling figures are of; longer where a p99 needs more ticks than that."""
-LABEL = 14
+LABEL = 13
 
 
 class Ticks:
@@ -48,7 +48,7 @@ class Ticks:
         left_s = max(0.0, self.duration_s - passed_s)
         rows = {
             f"at {self.hz:g} Hz": f"{_clock(passed_s)} of {_clock(self.duration_s)}, {_clock(left_s)} left",
-            f"last {len(self._recent_ms) / self.hz:.3g} s": f"p50 {self._recent(0.5)}, p99 {self._recent(0.99)}",
+            f"last {_seconds(len(self._recent_ms) / self.hz)} s": f"p50 {self._recent(0.5)}, p99 {self._recent(0.99)}",
             "ticks": f"{self.told}, {self.missed} missed, {self.dropped} dropped; "
             f"worst {self.worst_ms:.3f} ms, deadline {1000 / self.hz:g} ms",
         }
@@ -94,19 +94,16 @@ class Machine:
 
     def unknown(self) -> dict[str, str]:
         """What is not told of it, by label, and why."""
-        reasons = {"clocks": "clocks_mhz", "temperature": "temperatures_c", "power": "energy_j", "throttling": ""}
+        fields = {"clocks": "clocks_mhz", "temperature": "temperatures_c", "power": "energy_j"}
+        rows = {label: f"not available{_because(self._missing.get(field))}" for label, field in fields.items()}
         told = self.rows()
-        return {
-            label: "none told" if not field else f"not available{_because(self._missing.get(field))}"
-            for label, field in reasons.items()
-            if label not in told
-        }
+        return {label: text for label, text in {**rows, "throttling": "none told"}.items() if label not in told}
 
 
 def frame(ticks: Ticks, machine: Machine) -> str:
     """All of it, a line for each label."""
     rows = {**ticks.rows(), **machine.rows(), **machine.unknown()}
-    return "\n".join(f"{label:<{LABEL}}{text}" for label, text in rows.items())
+    return "\n".join(f"{label:<{LABEL}} {text}" for label, text in rows.items())
 
 
 def line(ticks: Ticks, machine: Machine) -> str:
@@ -122,6 +119,10 @@ def _series(values: Mapping[str, float], unit: str) -> str:
 
 def _because(reason: str | None) -> str:
     return f": {reason}" if reason else ""
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
 
 
 def _clock(seconds: float) -> str:

@@ -21,7 +21,7 @@ from vlaopt.benchmark.sampling import step_aside
 from vlaopt.cli import terminal
 from vlaopt.cli.live import Machine, Ticks, frame, line
 from vlaopt.errors import EnvironmentProblem
-from vlaopt.machine.state.probes import merged, open_probes
+from vlaopt.machine.state.probes import merged, missing, open_probes
 from vlaopt.progress import Progress, Task
 
 STDERR = 2
@@ -116,7 +116,7 @@ def _show(caller: isolated.Caller, pipe: int, output: int, hz: float, duration_s
     step_aside()
     probes = open_probes()
     ticks = Ticks(hz, duration_s)
-    machine = Machine({name: reason for probe in probes for name, reason in probe.missing.items()})
+    machine = Machine(missing(probes))
     with os.fdopen(output, "w", errors="replace") as stream:
         surface = _Screen(stream) if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" else _Log(stream)
         machine.add(time.monotonic(), merged(probes))

@@ -97,13 +97,16 @@ def test_misses_drops_and_the_worst_are_those_of_the_schedule(latencies_ms: list
 
 
 def test_rolling_figures_are_of_ten_seconds_or_of_as_many_ticks_as_a_p99_needs() -> None:
-    fast, slow = Ticks(1000, 60), Ticks(1, 3600)
+    fast, slow, seldom = Ticks(1000, 60), Ticks(1, 3600), Ticks(0.1, 86_400)
     for tick in range(30_000):
         fast.add(tick, (5 if tick < 20_000 else 1) * MS)
     for tick in range(1000):
         slow.add(tick, (5 if tick < 541 else 1) * MS)
     assert fast.rows()["last 10 s"] == "p50 1.000 ms, p99 1.000 ms"
     assert slow.rows()["last 459 s"] == "p50 1.000 ms, p99 1.000 ms"
+    for tick in range(1000):
+        seldom.add(tick, MS)
+    assert seldom.rows()["last 4590 s"] == "p50 1.000 ms, p99 1.000 ms"
     assert fast.worst_ms == 5.0
 
 

@@ -42,6 +42,14 @@ def merged(probes: Sequence[Probe]) -> State:
     )
 
 
+def missing(probes: Sequence[Probe]) -> dict[str, str]:
+    """Why fields of `State` are not told, by their names; reasons of several probes one after the other."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in (pair for probe in probes for pair in probe.missing.items()):
+        reasons.setdefault(name, []).append(reason)
+    return {name: "; ".join(told) for name, told in reasons.items()}
+
+
 def _opened(name: str, opener: Callable[[Sources], Probe | None], sources: Sources) -> Probe | None:
     try:
         return opener(sources)

@@ -11,7 +11,7 @@ from tests.unit.machine.sampled import NAMES, sample
 from vlaopt.machine import Sources
 from vlaopt.machine.state import Silent, State
 from vlaopt.machine.state import probes as probes_module
-from vlaopt.machine.state.probes import merged, open_probes
+from vlaopt.machine.state.probes import merged, missing, open_probes
 
 
 class Fixed:
@@ -83,3 +83,11 @@ def test_no_name_is_told_twice_on_a_sampled_machine(name: str) -> None:
         assert len(names) == len(set(names))
     whole = merged(probes)
     assert {label for probe in probes for label in probe.board} <= {*whole.power_w, *whole.energy_j}
+
+
+def test_reasons_of_several_probes_are_all_told() -> None:
+    probes = [
+        Silent("a", {"energy_j": "no counters"}),
+        Silent("b", {"energy_j": "no rails", "clocks_mhz": "no clocks"}),
+    ]
+    assert missing(probes) == {"energy_j": "no counters; no rails", "clocks_mhz": "no clocks"}
