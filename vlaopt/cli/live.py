@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vlaopt.benchmark.statistics import minimum_samples, nearest_rank
+from vlaopt.benchmark.statistics import FLOATS, minimum_samples, nearest_rank
 from vlaopt.cli.record import KINDS, MOST_SERIES
 from vlaopt.machine.state import State
 
@@ -46,21 +46,17 @@ class Ticks:
         """What is told of them, by label."""
         passed_s = self.passed / self.hz
         left_s = max(0.0, self.duration_s - passed_s)
+        recent_ms = np.sort(np.asarray(self._recent_ms, np.float64))
         rows = {
             f"at {self.hz:g} Hz": f"{_clock(passed_s)} of {_clock(self.duration_s)}, {_clock(left_s)} left",
-            f"last {_seconds(len(self._recent_ms) / self.hz)} s": f"p50 {self._recent(0.5)}, p99 {self._recent(0.99)}",
+            f"last {_seconds(len(recent_ms) / self.hz)} s": f"p50 {_stated(recent_ms, 0.5)}, "
+            f"p99 {_stated(recent_ms, 0.99)}",
             "ticks": f"{self.told}, {self.missed} missed, {self.dropped} dropped; "
             f"worst {self.worst_ms:.3f} ms, deadline {1000 / self.hz:g} ms",
         }
         if self.told < self.passed:
             rows["left out"] = f"{self.passed - self.told}, which came faster than they were read here"
         return rows
-
-    def _recent(self, q: float) -> str:
-        needed = minimum_samples(q)
-        if len(self._recent_ms) < needed:
-            return f"— (needs {needed} ticks)"
-        return f"{nearest_rank(np.sort(np.asarray(self._recent_ms)), q):.3f} ms"
 
 
 class Machine:
@@ -109,6 +105,11 @@ def frame(ticks: Ticks, machine: Machine) -> str:
 def line(ticks: Ticks, machine: Machine) -> str:
     """What is known, in one line."""
     return "; ".join(f"{label}: {text}" for label, text in {**ticks.rows(), **machine.rows()}.items())
+
+
+def _stated(ordered_ms: FLOATS, q: float) -> str:
+    needed = minimum_samples(q)
+    return f"— (needs {needed} ticks)" if len(ordered_ms) < needed else f"{nearest_rank(ordered_ms, q):.3f} ms"
 
 
 def _series(values: Mapping[str, float], unit: str) -> str:
