@@ -145,7 +145,7 @@ def test_a_log_has_a_line_every_ten_seconds(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("ended", ["interrupted", "killed", "whole"])
-def test_a_terminal_is_left_as_it_was(ended: str) -> None:
+def test_a_terminal_is_left_as_it_was(ended: str, tmp_path: Path) -> None:
     terminal, other = pty.openpty()
     before = termios.tcgetattr(other)
     fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
@@ -157,7 +157,7 @@ def test_a_terminal_is_left_as_it_was(ended: str) -> None:
         f"    for tick in range({count}):\n"
         "        view.tick(10**6); time.sleep(0.01)\n"
     )
-    environment = {**os.environ, "TERM": "xterm"}
+    environment = {**os.environ, "TERM": "xterm", "TMPDIR": str(tmp_path)}  # what a killed one leaves there
     run = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=other, stdout=subprocess.DEVNULL, env=environment
     )
