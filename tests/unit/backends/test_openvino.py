@@ -10,8 +10,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from vlaopt.artifact.graph import MARK, Graph, Node
-from vlaopt.backends import EngineOptions
-from vlaopt.backends.openvino import BACKEND
+from vlaopt.backends import EngineOptions, Resident
+from vlaopt.backends.openvino import BACKEND, LENT_FROM
 from vlaopt.backends.openvino.ir import BIN, XML, reason
 from vlaopt.backends.openvino.layers import Layer, fused_precisions
 from vlaopt.benchmark.environment import cpu_features
@@ -259,3 +259,25 @@ def test_a_model_that_snippets_fails_on_is_compiled_without(graphs, monkeypatch)
     monkeypatch.setattr(openvino.Core, "compile_model", failing)
     assert BACKEND.build(Graph(graphs["conv"]), ONE_THREAD).precisions == {"fp32": 3}
     assert asked == [None, "DISABLE"]
+
+
+def test_large_inputs_are_read_where_they_lie_and_left_as_they_are():
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, LENT_FROM // 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, LENT_FROM // 4])
+    nodes = [helper.make_node("Neg", ["x"], ["n"]), helper.make_node("Mul", ["n", "n"], ["y"])]
+    graph = helper.make_graph(nodes, "component", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    session = BACKEND.open(BACKEND.build(Graph(model), ONE_THREAD).files, ONE_THREAD)
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((1, LENT_FROM // 4)).astype(np.float32) for _ in range(6)]
+    arrays[2].flags.writeable = False  # copied, as is what does not lie in one piece
+    arrays[4] = np.repeat(arrays[4], 2, axis=1)[:, ::2]
+    resident = Resident("openvino", "float32", arrays[5].shape, arrays[5])
+    for value in [*arrays[:5], resident, arrays[0], resident, arrays[3]]:
+        array = value.value if isinstance(value, Resident) else value
+        before = array.copy()
+        given = session.run({"x": value})["y"]
+        assert np.array_equal(array, before)
+        assert np.allclose(given, before**2)
+        if array.flags.writeable and array is not arrays[5]:
+            array += 1  # the caller's own again

@@ -22,6 +22,9 @@ from vlaopt.errors import EnvironmentProblem, InputError, StageError
 from vlaopt.hashing import digest_bytes, digest_json
 from vlaopt.optional import installed_version, require
 
+LENT_FROM = 1 << 18
+"""Bytes from which OpenVINO reads an input where it lies; smaller ones are copied into its own. Measured with a graph that
+only reads it: 16 KiB copied 4.5 µs, lent 5.9; 256 KiB 14.1 and 13.6; 4 MiB 167 and 80."""
 _DEVICE = "CPU"
 # vlaopt's word: OpenVINO's hint, and the capability without which OpenVINO would quietly calculate in FP32.
 _HINTS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
@@ -38,10 +41,11 @@ class OpenVinoSession:
         self._outputs = tuple(
             _port(port, port.node.get_friendly_name().removesuffix("/sink_port_0")) for port in compiled.outputs
         )
-        # Copying into OpenVINO's own input tensors halves the cost of a call; only static shapes have them beforehand.
+        # OpenVINO's own input tensors; only static shapes have them beforehand.
         static = all(size >= 0 for port in self._inputs for size in port.shape)
-        self._buffers = [self._request.get_input_tensor(i).data for i in range(len(self._inputs))] if static else None
+        self._own = [self._request.get_input_tensor(i) for i in range(len(self._inputs))] if static else None
         self._held: dict[str, Resident] = {}
+        self._lent: dict[int, np.ndarray] = {}
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -69,20 +73,33 @@ class OpenVinoSession:
         }
 
     def _infer(self, feeds: Mapping[str, Value]) -> None:
-        if self._buffers is None:
+        if self._own is None:
             values = [feeds[port.name] for port in self._inputs]
             arrays = [value.value if isinstance(value, Resident) else value for value in values]
             self._request.infer({i: np.asarray(array, order="C") for i, array in enumerate(arrays)})
             return
-        for port, buffer in zip(self._inputs, self._buffers, strict=True):
+        for index, port in enumerate(self._inputs):
             value = feeds[port.name]
-            if not isinstance(value, Resident):
-                self._held.pop(port.name, None)
-                np.copyto(buffer, value)
-            elif self._held.get(port.name) is not value:
-                np.copyto(buffer, value.value)
-                self._held[port.name] = value
+            if isinstance(value, Resident):
+                if self._held.get(port.name) is not value:
+                    np.copyto(self._taken_back(index), value.value)
+                    self._held[port.name] = value
+                continue
+            self._held.pop(port.name, None)
+            if value.nbytes >= LENT_FROM and value.flags.c_contiguous and value.flags.writeable:
+                self._request.set_input_tensor(index, require("openvino", "cpu").Tensor(value, shared_memory=True))
+                self._lent[index] = value  # which must live as long as OpenVINO knows its memory
+            else:
+                np.copyto(self._taken_back(index), value)
         self._request.infer()
+
+    def _taken_back(self, index: int) -> np.ndarray:
+        """OpenVINO's own memory of an input, which is what it reads again."""
+        assert self._own is not None
+        if self._lent.pop(index, None) is not None:
+            self._request.set_input_tensor(index, self._own[index])
+        data: np.ndarray = self._own[index].data
+        return data
 
 
 class OpenVinoBackend:

@@ -25,14 +25,14 @@ def convert(graph: Graph) -> dict[str, bytes]:
     OpenVINO's reason.
     """
     ov = require("openvino", "cpu")
-    nodes = graph.nodes()
-    half = _half(nodes)
     with scratch_folder() as folder, graph_on_disk(graph) as source:
         try:
             model = ov.Core().read_model(source)
         except RuntimeError as error:
             raise StageError(f"OpenVINO refuses the graph: {reason(error)}") from error
         _number_unnamed(model)
+        nodes = graph.nodes()
+        half = _half(nodes)
         exact: set[str] = set()
         if half:
             model.set_rt_info(half, _COMPUTES_IN)
