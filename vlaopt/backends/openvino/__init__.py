@@ -23,8 +23,8 @@ from vlaopt.hashing import digest_bytes, digest_json
 from vlaopt.optional import installed_version, require
 
 LENT_FROM = 1 << 18
-"""Bytes from which OpenVINO reads an input where it lies; smaller ones are copied into its own. Measured with a graph that
-only reads it: 16 KiB copied 4.5 µs, lent 5.9; 256 KiB 14.1 and 13.6; 4 MiB 167 and 80."""
+"""Bytes from which OpenVINO reads an input where it lies; smaller ones are copied into its own memory. Measured with a
+graph that only reads it: 16 KiB copied 4.5 µs, lent 5.9; 256 KiB 14.1 and 13.6; 4 MiB 167 and 80."""
 _DEVICE = "CPU"
 # vlaopt's word: OpenVINO's hint, and the capability without which OpenVINO would quietly calculate in FP32.
 _HINTS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
