@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,6 +15,7 @@ from vlaopt.machine.system import read_text
 
 _FIELDS = ("name", "memory.total", "memory.free", "driver_version", "compute_cap")
 _MIB = 1 << 20
+Answer = TypeVar("Answer")
 
 
 class Gpu(BaseModel):
@@ -60,34 +62,20 @@ def process_memory_mib(process: int, sources: Sources) -> float | None:
 
     It tells nothing on a Jetson, and in a container knows processes by their numbers outside.
     """
-    nvml: Any = sources.load("pynvml")
-    if nvml is None:
-        return None
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return None
-    try:
+
+    def programs_of(nvml: Any) -> list[Any]:
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        programs = [program for handle in handles for program in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-    except nvml.NVMLError:
-        return None
-    finally:
-        nvml.nvmlShutdown()
+        return [program for handle in handles for program in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+
+    programs = _through_nvml(sources, programs_of) or []
     held = [program.usedGpuMemory for program in programs if program.pid == process]
     return round(sum(held) / _MIB, 1) if held and None not in held else None
 
 
 def _from_nvml(sources: Sources) -> Driver | None:
     """Through nvidia-ml-py. Each answer that NVML does not give on this GPU is left out, as on a Jetson."""
-    nvml: Any = sources.load("pynvml")
-    if nvml is None:
-        return None
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return None
-    try:
+
+    def driver_of(nvml: Any) -> Driver:
         gpus = [_gpu_of(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(nvml.nvmlDeviceGetCount())]
         cuda = _asked(nvml, nvml.nvmlSystemGetCudaDriverVersion)
         return Driver(
@@ -96,6 +84,21 @@ def _from_nvml(sources: Sources) -> Driver | None:
             gpus=tuple(gpus),
             told_by="NVML",
         )
+
+    return _through_nvml(sources, driver_of)
+
+
+def _through_nvml(sources: Sources, question: Callable[[Any], Answer]) -> Answer | None:
+    """What `question` gives of the started library; None where there is none, or it fails."""
+    nvml: Any = sources.load("pynvml")
+    if nvml is None:
+        return None
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    try:
+        return question(nvml)
     except nvml.NVMLError:
         return None
     finally:
