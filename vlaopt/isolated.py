@@ -145,6 +145,16 @@ def run(
             raise _death(what, hint, process.wait(), log) from error
 
 
+def leave_real_time() -> None:
+    """Run as programs usually do: a real-time class, which a control loop may have, comes to its children too.
+
+    There one that never rests would keep all others off its core.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):  # where the machine forbids it, the process stays what it was started as
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def serve(parent: int, descriptor: int) -> None:
     """The other end of `run` and `beside`, in the process they start."""
     _end_with(parent)

@@ -121,8 +121,7 @@ def step_aside() -> None:
     os.nice(NICE)
     if sys.platform != "linux":
         return
-    with suppress(OSError):  # where the machine forbids it, the reader stays where it was started
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    isolated.leave_real_time()
     others = set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0)
     if others:
         with suppress(OSError):

@@ -81,3 +81,17 @@ def test_none_outlives_a_measurement_that_is_killed() -> None:
     parent.communicate(timeout=20)
     assert len(processes) == 2
     assert all(gone(process) for process in processes)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root has a real-time class on Linux")
+def test_it_leaves_the_real_time_class_of_what_is_measured() -> None:
+    code = (
+        "import os; from vlaopt.benchmark import load\n"
+        "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))\n"
+        "with load.busy(1) as working:\n"
+        "    print(os.sched_getscheduler(working.processes[0]), os.sched_getscheduler(0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    if "PermissionError" in done.stderr:
+        pytest.skip("no real-time class is allowed here")
+    assert done.stdout.split() == [str(os.SCHED_OTHER), str(os.SCHED_FIFO)]
