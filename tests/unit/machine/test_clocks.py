@@ -46,7 +46,8 @@ esac
 """
 
 KILLED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
 from pathlib import Path
 from vlaopt.machine.clocks import locked
 from vlaopt.machine.sources import Sources

@@ -137,7 +137,9 @@ def test_the_scopes_of_the_shipped_recipes_name_real_layers(proposals: dict[str,
         recipe = load_recipe(path, check_paths=False)
         assert recipe.policy.type == kind
         for rule in recipe.quantize.rules:
-            assert any(covers(rule.scope, layer) for layer in known), f"{path.name}: {rule.scope}"
+            # One of an operator names nodes of the graph, as of norms; `plan_nodes` refuses it where there is none.
+            if "/" not in rule.scope:
+                assert any(covers(rule.scope, layer) for layer in known), f"{path.name}: {rule.scope}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
