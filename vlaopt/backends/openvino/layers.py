@@ -56,12 +56,13 @@ def fused_precisions(nodes: Sequence[Node], layers: Sequence[Layer], apart: Coll
     """
     made = {output: node for node in nodes for output in node.outputs if output}
     named = {**made, **{node.name: node for node in nodes}}
-    rest = [node for node in nodes if node.operator == "MatMul" and node.name not in apart]
+    rest = [node for node in nodes if node.operator in ("Gemm", "MatMul") and node.name not in apart]
     fused = {node.outputs[0] for node in rest if not any(_is_constant(name, made) for name in node.inputs)}
     found: dict[str, str] = {}
     for layer in layers:
-        inside = {named[name].name: named[name] for name in layer.origins if name in named}
-        products = {node.name: node for node in inside.values() if node.outputs[0] in fused}
+        told = [name.removesuffix("/WithoutBiases") for name in layer.origins]
+        inside = {named[name].name: named[name] for name in told if name in named}
+        products = {node.name: node for node in rest if node.name in inside}
         # OpenVINO forgets the name of a product whose transposed operand it took in; what takes it is named.
         products |= {made[name].name: made[name] for node in inside.values() for name in node.inputs if name in fused}
         for product in products.values() if layer.kind == "Subgraph" else ():
@@ -75,7 +76,7 @@ def fused_precisions(nodes: Sequence[Node], layers: Sequence[Layer], apart: Coll
 def _in_codes(product: Node, inside: Mapping[str, Node], layer: Layer, made: Mapping[str, Node]) -> bool:
     sides = [_dequantizer(name, made) for name in product.inputs[:2]]
     quantizers = [made.get(side.inputs[0]) for side in sides if side and side.name not in inside]
-    outside = [node for node in quantizers if node and node.name not in inside]
+    outside = [node for node in quantizers if node is None or node.name not in inside]
     return len(quantizers) == 2 and len(outside) <= sum(precision in _CODES for precision in layer.takes)
 
 
