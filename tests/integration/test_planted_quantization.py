@@ -174,7 +174,7 @@ def test_a_plan_that_quantizes_nothing_is_refused_with_the_reasons(folder: Path,
 def test_a_calibration_set_of_the_wrong_camera_is_diagnosed_as_other_data(folder: Path) -> None:
     toy_flow.write_set(folder / "dark", [dark(toy_flow.observation(index)) for index in range(12)])
     overrides = (*INT8, TIGHT, "calibration.path=dark", "verify.observations=set", "verify.samples=8")
-    # Not the fastest, whichever that is: OpenVINO's symmetric codes of dark, hence negative, pictures cover bright ones.
+    # Not whichever is fastest: OpenVINO's symmetric codes of dark, hence negative, pictures cover bright ones too.
     overrides += ("engine.backend=onnxruntime",)
     with pytest.raises(GateError, match="held_out: mean action error") as raised:
         until("verify", folder, *overrides)
