@@ -46,6 +46,7 @@ class OpenVinoSession:
         self._own = [self._request.get_input_tensor(i) for i in range(len(self._inputs))] if static else None
         self._held: dict[str, Resident] = {}
         self._lent: dict[int, np.ndarray] = {}
+        self._tensor = require("openvino", "cpu").Tensor
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -87,7 +88,7 @@ class OpenVinoSession:
                 continue
             self._held.pop(port.name, None)
             if value.nbytes >= LENT_FROM and value.flags.c_contiguous and value.flags.writeable:
-                self._request.set_input_tensor(index, require("openvino", "cpu").Tensor(value, shared_memory=True))
+                self._request.set_input_tensor(index, self._tensor(value, shared_memory=True))
                 self._lent[index] = value  # which must live as long as OpenVINO knows its memory
             else:
                 np.copyto(self._taken_back(index), value)

@@ -48,11 +48,10 @@ def fused_products(model: Any, layers: Sequence[Layer]) -> int:
 def fused_precisions(nodes: Sequence[Node], layers: Sequence[Layer], apart: Collection[str]) -> dict[str, str]:
     """The precision of the products fused into Subgraph layers, by name, as far as what reaches them shows it.
 
-    `apart` are those that are layers by themselves.
-    One multiplies 8-bit codes when each side was quantized, inside the layer or in front of it; as many 8-bit tensors
-    come in as that takes; and nothing in the layer stems from the node that would make numbers of the codes again:
-    OpenVINO has then put it behind the product. Else it computes in the half that it is marked for when nothing comes
-    in as FP32.
+    `apart` are the nodes that are layers by themselves. A product multiplies 8-bit codes when each side was quantized,
+    inside the layer or in front of it; as many 8-bit tensors come in as that takes; and nothing in the layer stems from
+    the node that would make numbers of the codes again: OpenVINO has then put it behind the product. Else it computes
+    in the half that it is marked for when nothing comes in as FP32.
     """
     made = {output: node for node in nodes for output in node.outputs if output}
     named = {**made, **{node.name: node for node in nodes}}
