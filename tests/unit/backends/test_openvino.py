@@ -173,6 +173,29 @@ def test_a_fused_product_is_int8_only_where_codes_reach_it(origins, takes, multi
     assert fused_precisions(ATTENTION, [Layer("FullyConnected", "int8", origins, takes)], ()) == {}
 
 
+PERCEPTRON = (
+    Node("x/Quantize", "QuantizeLinear", ("x", "s", "z"), ("x_codes",)),
+    Node("x/Dequantize", "DequantizeLinear", ("x_codes", "s", "z"), ("x_back",)),
+    Node("v/Dequantize", "DequantizeLinear", ("v_codes", "s", "z"), ("v_back",)),
+    Node("first/Gemm", "Gemm", ("x_back", "v_back", "b"), ("h",)),
+    Node("h/Quantize", "QuantizeLinear", ("h", "s", "z"), ("h_codes",)),
+    Node("h/Dequantize", "DequantizeLinear", ("h_codes", "s", "z"), ("h_back",)),
+    Node("w/Dequantize", "DequantizeLinear", ("w_codes", "s", "z"), ("w_back",)),
+    Node("last/Gemm", "Gemm", ("h_back", "w_back", "c"), ("y",)),
+)
+
+
+@pytest.mark.parametrize(
+    ("takes", "multiply_codes"),
+    [(("u8", "i8", "f32", "i8"), ["first/Gemm", "last/Gemm"]), (("f32", "i8", "f32", "i8"), [])],
+    ids=["input and weights come as codes", "the input does not"],
+)
+def test_fused_products_with_weights_are_int8_only_where_codes_reach_all_of_them(takes, multiply_codes):
+    fused = Layer("Subgraph", "int8", ("first/Gemm/WithoutBiases", "first/Gemm", "h/Quantize", "last/Gemm"), takes)
+    assert fused_precisions(PERCEPTRON, [fused], ()) == dict.fromkeys(multiply_codes, "int8")
+    assert fused_precisions(PERCEPTRON, [fused], {"first/Gemm", "last/Gemm"}) == {}
+
+
 def test_a_fused_product_computes_in_the_half_it_is_marked_for_where_nothing_comes_in_as_fp32():
     product = Node("scores", "MatMul", ("q", "k"), ("scores",), computes_in="bf16")
     around = [Node(f"{name}/Relu", "Relu", ("x",), (name,)) for name in ("q", "k")]

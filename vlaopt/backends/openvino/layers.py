@@ -49,9 +49,9 @@ def fused_precisions(nodes: Sequence[Node], layers: Sequence[Layer], apart: Coll
     """The precision of the products fused into Subgraph layers, by name, as far as what reaches them shows it.
 
     `apart` are the nodes that are layers by themselves. A product multiplies 8-bit codes when each side was quantized,
-    inside the layer or in front of it; as many 8-bit tensors come in as that takes; and nothing in the layer stems from
-    the node that would make numbers of the codes again: OpenVINO has then put it behind the product. Else it computes
-    in the half that it is marked for when nothing comes in as FP32.
+    inside the layer or in front of it; as many 8-bit tensors come in as all such products take; and nothing in the
+    layer stems from the node that would make numbers of the codes again: OpenVINO has then put it behind the product.
+    Else it computes in the half that it is marked for when nothing comes in as FP32.
     """
     made = {output: node for node in nodes for output in node.outputs if output}
     named = {**made, **{node.name: node for node in nodes}}
@@ -64,19 +64,25 @@ def fused_precisions(nodes: Sequence[Node], layers: Sequence[Layer], apart: Coll
         products = {node.name: node for node in rest if node.name in inside}
         # OpenVINO forgets the name of a product whose transposed operand it took in; what takes it is named.
         products |= {made[name].name: made[name] for node in inside.values() for name in node.inputs if name in fused}
-        for product in products.values() if layer.kind == "Subgraph" else ():
-            if _in_codes(product, inside, layer, made):
-                found[product.name] = "int8"
-            elif product.computes_in and "f32" not in layer.takes:
-                found[product.name] = product.computes_in
+        if layer.kind == "Subgraph":
+            found |= dict.fromkeys(_in_codes(products, inside, layer, made), "int8")
+            marked = {name: node.computes_in for name, node in products.items() if node.computes_in}
+            found |= {} if "f32" in layer.takes else {name: half for name, half in marked.items() if name not in found}
     return found
 
 
-def _in_codes(product: Node, inside: Mapping[str, Node], layer: Layer, made: Mapping[str, Node]) -> bool:
-    sides = [_dequantizer(name, made) for name in product.inputs[:2]]
-    quantizers = [made.get(side.inputs[0]) for side in sides if side and side.name not in inside]
-    outside = [node for node in quantizers if node is None or node.name not in inside]
-    return len(quantizers) == 2 and len(outside) <= sum(precision in _CODES for precision in layer.takes)
+def _in_codes(
+    products: Mapping[str, Node], inside: Mapping[str, Node], layer: Layer, made: Mapping[str, Node]
+) -> list[str]:
+    """Those that multiply codes; none where fewer 8-bit tensors come in than all of them would take from outside."""
+    found, outside = [], set()
+    for name, product in products.items():
+        sides = [_dequantizer(tensor, made) for tensor in product.inputs[:2]]
+        codes = [side.inputs[0] for side in sides if side and side.name not in inside]
+        if len(codes) == 2:
+            found.append(name)
+            outside |= {code for code in codes if code not in made or made[code].name not in inside}
+    return found if len(outside) <= sum(precision in _CODES for precision in layer.takes) else []
 
 
 def _is_constant(tensor: str, made: Mapping[str, Node]) -> bool:
